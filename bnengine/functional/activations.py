@@ -1,0 +1,101 @@
+"""Activation functions. Each backward takes the *output* y, so that the input need not be kept."""
+
+from __future__ import annotations
+
+from array_api_compat import array_namespace
+
+from .._typing import Array
+from ..kernels import select
+from . import checks
+
+
+def identity(x: Array, /) -> Array:
+    """y = x."""
+    checks.floating("x", x)
+    return x
+
+
+def identity_backward(dy: Array, y: Array, /) -> Array:
+    """dx = dy."""
+    checks.same_shape("dy", dy, y, of="y")
+    return dy
+
+
+def relu(x: Array, /) -> Array:
+    """y = max(x, 0); NaN stays NaN.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> bn.relu(np.asarray([-1.0, 2.0]))
+    array([0., 2.])
+    """
+    checks.floating("x", x)
+    xp = array_namespace(x)
+    return xp.where(x <= 0, xp.zeros_like(x), x)
+
+
+def relu_backward(dy: Array, y: Array, /) -> Array:
+    """dx = dy where y > 0, else 0 (also at x = 0)."""
+    checks.same_shape("dy", dy, y, of="y")
+    xp = array_namespace(y)
+    return xp.where(y <= 0, xp.zeros_like(dy), dy)
+
+
+def leaky_relu(x: Array, /, *, slope: float = 0.01) -> Array:
+    """y = x where x > 0, else slope * x.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> bn.leaky_relu(np.asarray([-1.0, 2.0]))
+    array([-0.01,  2.  ])
+    """
+    checks.floating("x", x)
+    _positive(slope)
+    return array_namespace(x).where(x <= 0, slope * x, x)
+
+
+def leaky_relu_backward(dy: Array, y: Array, /, *, slope: float = 0.01) -> Array:
+    """dx = dy where y > 0, else slope * dy; y has the sign of x because slope > 0."""
+    checks.same_shape("dy", dy, y, of="y")
+    _positive(slope)
+    return array_namespace(y).where(y <= 0, slope * dy, dy)
+
+
+def sigmoid(x: Array, /) -> Array:
+    """y = 1 / (1 + exp(-x)), without overflow.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> bn.sigmoid(np.asarray([-1000.0, 0.0, 1000.0]))
+    array([0. , 0.5, 1. ])
+    """
+    checks.floating("x", x)
+    y: Array = select(x).sigmoid(x)
+    return y
+
+
+def sigmoid_backward(dy: Array, y: Array, /) -> Array:
+    """dx = dy * y * (1 - y)."""
+    checks.same_shape("dy", dy, y, of="y")
+    dx: Array = select(y).sigmoid_backward(y, dy)
+    return dx
+
+
+def tanh(x: Array, /) -> Array:
+    """y = tanh(x)."""
+    checks.floating("x", x)
+    return array_namespace(x).tanh(x)
+
+
+def tanh_backward(dy: Array, y: Array, /) -> Array:
+    """dx = dy * (1 - y * y)."""
+    checks.same_shape("dy", dy, y, of="y")
+    return dy * (1 - y * y)
+
+
+def _positive(slope: float) -> None:
+    if not 0 < slope < 1:
+        raise ValueError(f"slope: expected a number between 0 and 1, got {slope!r}")

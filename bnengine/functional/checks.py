@@ -1,0 +1,113 @@
+"""What every public function asks of its arrays: checked once at the door, before any work."""
+
+from __future__ import annotations
+
+import math
+from numbers import Real
+
+from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
+
+from .._typing import Array
+from ..kernels import library
+
+FLOATING = ("float16", "bfloat16", "float32", "float64")
+
+# Dtypes already found to be floating, by array type: asking the namespace each time would cost more
+# than a small kernel, and dtypes of two libraries must not be compared with each other.
+_known: dict[type, set[object]] = {}
+
+
+def floating(name: str, x: Array) -> None:
+    """Refuse what is not a floating array of an array-API library."""
+    known = _known.get(type(x))
+    if known is None or x.dtype not in known:
+        _refuse_unless_floating(name, x)
+        _known.setdefault(type(x), set()).add(x.dtype)
+
+
+def _refuse_unless_floating(name: str, x: Array) -> None:
+    kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
+    if not is_array_api_obj(x) or not hasattr(x, "dtype"):
+        raise TypeError(f"{name}: expected an array of an array-API library, got {kind}; convert it first")
+    if is_numpy_array(x) and type(x).__name__ in ("matrix", "MaskedArray"):
+        raise TypeError(f"{name}: expected a plain array, got {kind}; use numpy.asarray or fill the masked values")
+    if dtype_name(x) not in FLOATING:
+        raise TypeError(f"{name}: expected dtype {', '.join(FLOATING)} in native byte order, got {x.dtype}; cast it")
+
+
+def dtype_name(x: Array) -> str:
+    """ "float32" for float32 of any library."""
+    return str(x.dtype).rpartition(".")[2]
+
+
+def like(name: str, v: Array, x: Array, *, of: str = "x") -> None:
+    """Refuse v unless it is of the library and on the device of x."""
+    if type(v) is type(x) and library(type(x)) == "numpy":
+        return
+    if not is_array_api_obj(v) or array_namespace(v) is not array_namespace(x):
+        raise TypeError(
+            f"{name}: expected an array of {library(type(x))} like {of}, got {library(type(v))}; convert one of them"
+        )
+    here, there = device(v), device(x)
+    if here != there and here is not None and there is not None:  # None: traced by JAX
+        raise ValueError(f"{name}: expected device {there} like {of}, got {here}; move one of them")
+
+
+def vector(name: str, v: Array | None, x: Array, axis: int) -> Array | None:
+    """v as shape (C,), given so or in the keepdims shape."""
+    if v is None:
+        return None
+    floating(name, v)
+    like(name, v, x)
+    c = x.shape[axis]
+    if v.shape == (c,):
+        return v
+    kept = tuple(c if i == axis else 1 for i in range(x.ndim))
+    if tuple(v.shape) != kept:
+        raise ValueError(f"{name}: expected shape {(c,)} or {kept} for x of shape {shape(x)}, got {tuple(v.shape)}")
+    return array_namespace(v).reshape(v, (c,))
+
+
+def features(x: Array, axis: int) -> int:
+    """Refuse x unless it is floating, of known shape and rank 2 or more; return its feature axis, not negative."""
+    floating("x", x)
+    if x.ndim < 2:
+        raise ValueError(f"x: expected rank 2 or more (samples and features), got shape {shape(x)}")
+    if is_dask_array(x) and any(math.isnan(n) for n in x.shape):
+        raise ValueError(f"x: expected a known shape, got {shape(x)}; call x.compute_chunk_sizes() first")
+    if type(axis) is not int:
+        raise TypeError(f"axis: expected an int, got {axis!r}")
+    if not -x.ndim <= axis < x.ndim:
+        raise ValueError(f"axis: expected -{x.ndim} to {x.ndim - 1} for x of shape {shape(x)}, got {axis}")
+    return axis % x.ndim
+
+
+def epsilon(eps: float) -> float:
+    """Refuse an eps that would not keep a constant channel finite in float32."""
+    if not isinstance(eps, Real):
+        raise TypeError(f"eps: expected a number, got {eps!r}")
+    if not 1.2e-38 <= eps < math.inf:  # the smallest normal float32
+        raise ValueError(f"eps: expected a positive, finite number of at least 1.2e-38, got {eps!r}")
+    return float(eps)
+
+
+def fused_relu(activation: str | None) -> bool:
+    """Whether the fused activation is ReLU."""
+    if activation not in (None, "relu"):
+        raise ValueError(
+            f"activation: expected None or 'relu', got {activation!r}; apply other activations to the result"
+        )
+    return activation == "relu"
+
+
+def same_shape(name: str, v: Array, x: Array, *, of: str = "x") -> None:
+    """Refuse v unless it is a floating array of x's shape, library and device."""
+    floating(name, v)
+    like(name, v, x, of=of)
+    if v.shape != x.shape:
+        raise ValueError(f"{name}: expected shape {shape(x)} like {of}, got {shape(v)}")
+
+
+def shape(x: Array) -> tuple[int, ...]:
+    """The shape as a plain tuple, for messages."""
+    return tuple(x.shape)

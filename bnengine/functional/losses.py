@@ -1,0 +1,163 @@
+"""Losses: each gives the mean over samples together with its gradient, because they share their work."""
+
+from __future__ import annotations
+
+import math
+
+from array_api_compat import array_namespace, is_array_api_obj
+
+from .._typing import Array
+from ..kernels import select
+from . import checks
+
+
+def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array]:
+    r"""Cross-entropy of softmax(logits) against class labels, and its gradient by the logits.
+
+    .. math::
+        L = \frac{1}{N} \sum_i \Big( \log \sum_j e^{z_{ij}} - z_{i, t_i} \Big), \qquad
+        \frac{\partial L}{\partial z_{ij}} = \frac{1}{N} (\mathrm{softmax}(z_i)_j - [j = t_i])
+
+    Parameters
+    ----------
+    logits : array
+        z, shape (N, classes), floating.
+    labels : array
+        t, shape (N,), an integer dtype, values 0 to classes - 1. A label outside them makes the loss NaN:
+        on a device, raising would mean to wait for it.
+
+    Returns
+    -------
+    loss : array
+        0-dimensional, in the statistics dtype.
+    dlogits : array
+        Shape and dtype of logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where dtypes, shapes, libraries or devices do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> loss, dlogits = bn.softmax_cross_entropy(np.asarray([[0.0, 0.0]]), np.asarray([1]))
+    >>> loss.round(4), dlogits
+    (np.float64(0.6931), array([[ 0.5, -0.5]]))
+    """
+    _logits(logits)
+    if logits.ndim != 2:
+        raise ValueError(f"logits: expected shape (N, classes), got {checks.shape(logits)}")
+    if not is_array_api_obj(labels) or not hasattr(labels, "dtype"):
+        raise TypeError(f"labels: expected an integer array, got {type(labels).__name__}")
+    checks.like("labels", labels, logits, of="logits")
+    if not array_namespace(labels).isdtype(labels.dtype, "integral"):
+        raise TypeError(f"labels: expected an integer dtype (class numbers), got {labels.dtype}")
+    if labels.shape != (logits.shape[0],):
+        raise ValueError(f"labels: expected shape ({logits.shape[0]},), got {checks.shape(labels)}")
+    result: tuple[Array, Array] = select(logits).softmax_cross_entropy(logits, labels)
+    return result
+
+
+def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array]:
+    r"""Cross-entropy of sigmoid(logits) against targets in [0, 1], and its gradient by the logits.
+
+    .. math::
+        L = \mathrm{mean}\big( \max(z, 0) - z t + \log(1 + e^{-|z|}) \big), \qquad
+        \frac{\partial L}{\partial z} = \frac{\sigma(z) - t}{\mathrm{size}}
+
+    Parameters
+    ----------
+    logits : array
+        z, shape (N, outputs), floating.
+    targets : array
+        t, of the same shape; for one output also shape (N,). Floating, integer or boolean.
+
+    Returns
+    -------
+    loss : array
+        0-dimensional.
+    dlogits : array
+        Shape and dtype of logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where dtypes, shapes, libraries or devices do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> loss, dlogits = bn.binary_cross_entropy(np.asarray([[0.0]]), np.asarray([1]))
+    >>> loss.round(4), dlogits
+    (np.float64(0.6931), array([[-0.5]]))
+    """
+    _logits(logits)
+    xp, t = array_namespace(logits), _targets(targets, logits)
+    zero = xp.zeros_like(logits)
+    terms = xp.where(logits > 0, logits, zero) - logits * t + xp.log1p(xp.exp(-xp.abs(logits)))
+    return xp.mean(terms), (select(logits).sigmoid(logits) - t) / math.prod(logits.shape)
+
+
+def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Array]:
+    r"""Mean of (prediction - target)^2 over all elements, and its gradient by the predictions.
+
+    Parameters
+    ----------
+    predictions : array
+        Shape (N, outputs), floating.
+    targets : array
+        Of the same shape; for one output also shape (N,).
+
+    Returns
+    -------
+    loss : array
+        0-dimensional, in squared units of the targets.
+    dpredictions : array
+        2 * (prediction - target) / size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where dtypes, shapes, libraries or devices do not fit.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> bn.mean_squared_error(np.asarray([[3.0], [1.0]]), np.asarray([1.0, 1.0]))
+    (np.float64(2.0), array([[2.],
+           [0.]]))
+    """
+    _logits(predictions, "predictions")
+    xp = array_namespace(predictions)
+    error = predictions - _targets(targets, predictions, of="predictions")
+    return xp.mean(error * error), error * (2 / math.prod(predictions.shape))
+
+
+LOSSES = {
+    "cross_entropy": softmax_cross_entropy,
+    "binary_cross_entropy": binary_cross_entropy,
+    "mse": mean_squared_error,
+}
+"""The losses by the names that `train_step`, `fit` and the command line use."""
+
+
+def _logits(logits: Array, name: str = "logits") -> None:
+    checks.floating(name, logits)
+    if logits.ndim < 1 or logits.shape[0] == 0:
+        raise ValueError(f"{name}: expected at least one sample, got shape {checks.shape(logits)}")
+
+
+def _targets(targets: Array, like: Array, of: str = "logits") -> Array:
+    """Targets in the dtype and shape of `like`."""
+    if not is_array_api_obj(targets) or not hasattr(targets, "dtype"):
+        raise TypeError(f"targets: expected an array, got {type(targets).__name__}")
+    checks.like("targets", targets, like, of=of)
+    xp = array_namespace(like)
+    if xp.isdtype(targets.dtype, "complex floating"):
+        raise TypeError(f"targets: expected a real dtype, got {targets.dtype}")
+    if targets.shape == (like.shape[0],) and math.prod(like.shape) == like.shape[0]:
+        targets = xp.reshape(targets, like.shape)
+    if targets.shape != like.shape:
+        raise ValueError(f"targets: expected shape {checks.shape(like)} like {of}, got {checks.shape(targets)}")
+    return xp.astype(targets, like.dtype)

@@ -1,0 +1,419 @@
+"""Batch normalisation: the public functions. Check once, select kernels, call them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from .._typing import AllReduce, Array
+from ..kernels import reference, select
+from ..kernels.reference import Moments
+from . import checks
+
+
+class Residuals(NamedTuple):
+    """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
+
+    Arrays are kept as they were given and no copy of the output is made. The fields after `var` are
+    static: a `Residuals` does not cross the boundary of a `jax.jit`.
+    """
+
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+    mean: Array
+    """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
+    remainder: Array
+    """Exact mean minus `mean`, shape (C,)."""
+    var: Array
+    """Biased variance of each channel, shape (C,)."""
+    count: int
+    """Values for each channel, over all ranks."""
+    axis: int
+    eps: float
+    relu: bool
+    impl: str | None
+    all_reduce: AllReduce | None
+
+
+class Gradients(NamedTuple):
+    """Gradients in the shapes and dtypes of what they belong to; None where the parameter was None."""
+
+    x: Array
+    gamma: Array | None
+    beta: Array | None
+
+
+def batch_norm(
+    x: Array,
+    /,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    activation: str | None = None,
+    all_reduce: AllReduce | None = None,
+    impl: str | None = None,
+) -> tuple[Array, Residuals]:
+    r"""Normalise each channel of x with the statistics of this batch, then scale and shift it.
+
+    .. math::
+        y = \gamma \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}} + \beta, \qquad
+        \mu = \frac{1}{n} \sum_i x_i, \qquad \sigma^2 = \frac{1}{n} \sum_i (x_i - \mu)^2
+
+    Parameters
+    ----------
+    x : array
+        Any shape of rank 2 or more; float16, bfloat16, float32 or float64 of any array-API library.
+    gamma, beta : array, optional
+        Learned scale and shift, of shape (C,) or the keepdims shape such as (C, 1). None: 1 and 0.
+    axis : int
+        The feature axis: 1 for (N, D) and (N, C, H, W), -1 for channels-last, 0 for samples as columns.
+    eps : float
+        Added to the variance.
+    activation : {None, "relu"}
+        Applied to y in the same pass; the backward pass applies its mask.
+    all_reduce : callable, optional
+        Sums an array over ranks and gives every rank the sum. Statistics and gradients then are those of
+        the whole batch, for shares of any size, empty ones included. Each call reads the batch's count
+        on the host.
+    impl : {None, "reference", "cpu", "cuda"}
+        None chooses; the others force one implementation or raise saying why it cannot run.
+
+    Returns
+    -------
+    y : array
+        Of x's shape, dtype, library and device.
+    residuals : Residuals
+        For `batch_norm_backward`; `mean`, `var` (biased) and `count` are readable.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as described, or a channel has fewer than two values over all ranks.
+
+    Notes
+    -----
+    Statistics are computed in two passes about the mean, sums in float64 where the library and device
+    have it, and the mean is carried as two numbers: y is within 1e-6 of its largest value of a float64
+    computation for float32 input at any mean/std up to 1e6. A constant channel gives beta exactly.
+    NaN or infinity in one channel stays there. Cost: x is read two to five times and y written once;
+    fused implementations read x from cache after the first pass.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> y, residuals = bn.batch_norm(np.asarray([[1.0, 10.0], [3.0, 30.0]]))
+    >>> y.round(3)
+    array([[-1., -1.],
+           [ 1.,  1.]])
+    >>> residuals.mean, residuals.var, residuals.count
+    (array([ 2., 20.]), array([  1., 100.]), 2)
+    """
+    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
+    g, b = checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    kernels = select(x, impl)
+    count = _values(x, axis)
+    if all_reduce is None:
+        _enough(count, x)
+        y, m = kernels.forward(x, g, b, axis, eps, relu)
+    else:
+        m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
+        y = kernels.normalize(x, m, g, b, axis, eps, relu)
+    return y, Residuals(x, gamma, beta, m.mean, m.remainder, m.var, count, axis, eps, relu, impl, all_reduce)
+
+
+def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
+    r"""Gradients of `batch_norm` by x, gamma and beta.
+
+    .. math::
+        d\beta = \sum_i dy_i, \qquad d\gamma = \sum_i dy_i \hat{x}_i, \qquad
+        dx = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}}
+             \left( dy - \frac{d\beta}{n} - \hat{x} \frac{d\gamma}{n} \right)
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss by y, of x's shape. With a fused ReLU it is masked here.
+    residuals : Residuals
+        From the forward pass.
+
+    Returns
+    -------
+    Gradients
+        `(dx, dgamma, dbeta)`, also by the names x, gamma, beta. Under `all_reduce`, dx is exact for the
+        whole batch, and dgamma and dbeta are this rank's share: sum them with the other parameters'
+        gradients.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where dy is not an array of x's library, device and shape.
+
+    Notes
+    -----
+    Where activation is "relu" the mask is recomputed from x. Cost: x and dy are read twice, dx is
+    written once.
+
+    References
+    ----------
+    S. Ioffe and C. Szegedy, 2015, arXiv:1502.03167, section 3, the equations below algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> x = np.asarray([[1.0], [2.0], [6.0]])
+    >>> y, residuals = bn.batch_norm(x, np.ones(1), np.zeros(1))
+    >>> dx, dgamma, dbeta = bn.batch_norm_backward(np.asarray([[1.0], [0.0], [0.0]]), residuals)
+    >>> dx.round(4)[:, 0], dgamma.round(4), dbeta
+    (array([ 0.1984, -0.2778,  0.0794]), array([-0.9258]), array([1.]))
+    """
+    r = residuals
+    checks.same_shape("dy", dy, r.x)
+    g, b = _flat(r.gamma), _flat(r.beta)
+    kernels, m = select(r.x, r.impl), Moments(r.mean, r.remainder, r.var)
+    if r.all_reduce is None:
+        dx, sums = kernels.backward(dy, r.x, m, g, b, r.axis, r.eps, r.relu)
+    else:
+        xp = array_namespace(r.x)
+        sums = kernels.gradient_sums(dy, r.x, m, g, b, r.axis, r.eps, r.relu)
+        total = xp.reshape(r.all_reduce(xp.concat(sums)), (2, -1))
+        dx = kernels.input_gradient(dy, r.x, m, (total[0, :], total[1, :]), r.count, g, b, r.axis, r.eps, r.relu)
+    return _gradients(dx, sums, r.gamma, r.beta)
+
+
+def normalize(
+    x: Array,
+    /,
+    mean: Array,
+    var: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    activation: str | None = None,
+) -> Array:
+    """Normalise x with given statistics: inference, and layers whose statistics are frozen.
+
+    y = gamma * (x - mean) / sqrt(var + eps) + beta, the call that other libraries name
+    `batch_normalization`.
+
+    Parameters
+    ----------
+    x, gamma, beta, axis, eps, activation
+        As in `batch_norm`.
+    mean, var : array
+        Statistics of each channel, of shape (C,) or the keepdims shape. A float64 mean beside a float32
+        x keeps its precision.
+
+    Returns
+    -------
+    array
+        y, of x's shape, dtype, library and device.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as described.
+
+    Notes
+    -----
+    One pass over x. With a float32 mean at mean/std 1e6, y is up to 0.03 off: half a unit in the last
+    place of such a mean is 0.03 standard deviations.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> bn.normalize(np.asarray([[5.0, 0.0]]), np.asarray([3.0, 0.0]), np.asarray([4.0, 1.0]), eps=1e-12)
+    array([[1., 0.]])
+    """
+    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
+    m, g, b = _given(x, mean, var, axis), checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    y: Array = select(x).normalize(x, m, g, b, axis, eps, relu)
+    return y
+
+
+def normalize_backward(
+    dy: Array,
+    x: Array,
+    /,
+    mean: Array,
+    var: Array,
+    gamma: Array | None = None,
+    beta: Array | None = None,
+    *,
+    axis: int = 1,
+    eps: float = 1e-5,
+    activation: str | None = None,
+) -> Gradients:
+    """Gradients of `normalize` by x, gamma and beta, for statistics that do not depend on x.
+
+    dx = gamma / sqrt(var + eps) * dy,  dgamma = sum(dy * xhat),  dbeta = sum(dy).
+
+    Parameters
+    ----------
+    dy : array
+        Gradient of the loss by y, of x's shape.
+    x, mean, var, gamma, beta, axis, eps, activation
+        As they were given to `normalize`.
+
+    Returns
+    -------
+    Gradients
+        `(dx, dgamma, dbeta)`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where an argument is not as described.
+
+    Notes
+    -----
+    Two passes over x and dy.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> mean, var, gamma = np.asarray([3.0]), np.asarray([4.0]), np.asarray([6.0])
+    >>> dx, dgamma, _ = bn.normalize_backward(np.ones((1, 1)), np.asarray([[5.0]]), mean, var, gamma, eps=1e-12)
+    >>> dx.round(6), dgamma.round(6)
+    (array([[3.]]), array([1.]))
+    """
+    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
+    checks.same_shape("dy", dy, x)
+    m, g, b = _given(x, mean, var, axis), checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    kernels = select(x)
+    sums = kernels.gradient_sums(dy, x, m, g, b, axis, eps, relu)
+    dx = kernels.given_gradient(dy, x, m, g, b, axis, eps, relu)
+    return _gradients(dx, sums, gamma, beta)
+
+
+class RunningStats(NamedTuple):
+    """Averages of batch statistics over training, for inference with `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> x = np.asarray([[1.0], [3.0]])
+    >>> running = bn.RunningStats.init(1, like=x)
+    >>> y, residuals = bn.batch_norm(x)
+    >>> running.update(residuals, momentum=0.5)  # variance: halfway from 1 to the unbiased 2
+    RunningStats(mean=array([1.]), var=array([1.5]), batches=1)
+    """
+
+    mean: Array
+    """Shape (C,), in the statistics dtype."""
+    var: Array
+    """Average of the unbiased variances, shape (C,)."""
+    batches: int
+    """Updates so far."""
+
+    @classmethod
+    def init(cls, features: int, /, *, like: Array) -> RunningStats:
+        """Mean 0 and variance 1 for each of `features` channels, in the library and on the device of `like`."""
+        checks.floating("like", like)
+        xp, place = array_namespace(like), device(like)
+        dtype = reference.statistics_dtype(like)
+        return cls(xp.zeros((features,), dtype=dtype, device=place), xp.ones((features,), dtype=dtype, device=place), 0)
+
+    def update(self, residuals: Residuals, /, *, momentum: float | None = 0.1) -> RunningStats:
+        """Average in the statistics of a batch.
+
+        Parameters
+        ----------
+        residuals : Residuals
+            From `batch_norm`.
+        momentum : float or None
+            The weight of the *new* batch, in [0, 1], as in PyTorch; Keras' and Flax's momentum is one minus
+            it. None: the plain average over all batches so far.
+
+        Returns
+        -------
+        RunningStats
+            new = (1 - momentum) * old + momentum * batch, the batch's variance unbiased: n / (n - 1) times
+            the biased one that normalises.
+        """
+        if momentum is not None and not (isinstance(momentum, int | float) and 0 <= momentum <= 1):
+            raise ValueError(f"momentum: expected None or a number in [0, 1], got {momentum!r}")
+        checks.like("residuals", residuals.mean, self.mean, of="the running statistics")
+        if residuals.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"residuals: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(residuals.mean)}"
+            )
+        weight = 1 / (self.batches + 1) if momentum is None else momentum
+        unbiased = residuals.count / (residuals.count - 1)
+        kernels = select(self.mean)
+        mean, var = kernels.blend(self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
+        return RunningStats(mean, var, self.batches + 1)
+
+
+def _values(x: Array, axis: int) -> int:
+    """Values for each channel."""
+    return math.prod(n for i, n in enumerate(x.shape) if i != axis)
+
+
+def _enough(count: int, x: Array) -> None:
+    if count < 2:
+        raise ValueError(
+            f"x: expected at least 2 values for each channel in training, got {count} over all ranks "
+            f"(shape {checks.shape(x)} here); use a larger batch, or normalize with given statistics"
+        )
+
+
+def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
+    """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
+    xp, dtype = array_namespace(x), reference.statistics_dtype(x)
+    m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
+    if m is None or v is None:
+        raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
+    rounded = xp.astype(m, dtype)
+    return Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
+
+
+def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduce: AllReduce) -> tuple[Moments, int]:
+    """Moments of the batch that all ranks hold together, merged by counts (Chan, Golub and LeVeque 1979).
+
+    Two sums: a rough mean first, so that the second can be taken about it without cancellation. The count
+    travels in the first as two numbers, since float32 is exact only to 2^24.
+    """
+    xp, dtype, place = array_namespace(x), reference.statistics_dtype(x), device(x)
+    if count:
+        local = kernels.moments(x, axis)
+    else:
+        local = Moments(*(xp.zeros((x.shape[axis],), dtype=dtype, device=place) for _ in range(3)))
+    parts = xp.asarray([count >> 12, count & 0xFFF], dtype=dtype, device=place)
+    total = all_reduce(xp.concat([local.mean * count, parts]))
+    n = int(total[-2]) * 4096 + int(total[-1])
+    _enough(n, x)
+    mean = total[:-2] / n
+    delta = (local.mean - mean) + local.remainder
+    share = count / n
+    second = all_reduce(xp.concat([delta * share, (local.var + delta * delta) * share]))
+    remainder, square = second[: x.shape[axis]], second[x.shape[axis] :]
+    return Moments(mean, remainder, square - remainder * remainder), n
+
+
+def _flat(v: Array | None) -> Array | None:
+    return v if v is None or v.ndim == 1 else array_namespace(v).reshape(v, (-1,))
+
+
+def _gradients(dx: Array, sums: tuple[Array, Array], gamma: Array | None, beta: Array | None) -> Gradients:
+    sum_dy, sum_dy_xhat = sums
+    return Gradients(dx, _as(sum_dy_xhat, gamma), _as(sum_dy, beta))
+
+
+def _as(v: Array, parameter: Array | None) -> Array | None:
+    """v in the parameter's dtype and shape."""
+    if parameter is None:
+        return None
+    if v.dtype != parameter.dtype:
+        v = array_namespace(v).astype(v, parameter.dtype)
+    return v if v.shape == parameter.shape else array_namespace(v).reshape(v, parameter.shape)

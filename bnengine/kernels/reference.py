@@ -1,0 +1,318 @@
+"""The specification: every kernel written once in the array API.
+
+Batch normalisation of a channel with values x_1 .. x_n (Ioffe and Szegedy 2015, arXiv 1502.03167,
+algorithm 1 and the gradients below it):
+
+    moments         mean = sum(x) / n,   var = sum((x - mean)^2) / n
+    normalize       xhat = (x - mean) / sqrt(var + eps),   y = gamma * xhat + beta
+    gradient_sums   sum(dy),   sum(dy * xhat)              (the gradients of beta and gamma)
+    input_gradient  dx = gamma / sqrt(var + eps) * (dy - sum(dy) / n - xhat * sum(dy * xhat) / n)
+
+`x` has any rank, `axis` >= 0 is its feature axis; statistics and parameters have shape (C,).
+Arguments are checked at the public door (bnengine.functional), never here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from .._typing import Array
+
+
+class Moments(NamedTuple):
+    """Statistics of each channel, in the statistics dtype (float64 for float64, else float32)."""
+
+    mean: Array
+    """The mean, rounded to the statistics dtype."""
+    remainder: Array
+    """What that rounding lost: at mean/std 1e6 it is 0.03 standard deviations in float32."""
+    var: Array
+    """The biased variance."""
+
+
+def statistics_dtype(x: Array) -> Array:
+    """float64 for float64, else float32."""
+    xp = array_namespace(x)
+    return xp.float64 if x.dtype == xp.float64 else xp.float32
+
+
+# ---- the four kernels
+
+
+def moments(x: Array, axis: int) -> Moments:
+    xp = array_namespace(x)
+    dtype, n = statistics_dtype(x), math.prod(x.shape) // x.shape[axis]
+    x = xp.astype(x, dtype)
+    # Two passes about a rounded mean, never E[x^2] - E[x]^2. Subtracting one value of the channel
+    # first makes the mean of a constant channel exact whatever order the library adds in.
+    first = xp.reshape(x[tuple(slice(None) if i == axis else 0 for i in range(x.ndim))], (-1,))
+    mean = first + xp.astype(_sum((x - _along(first, x, axis)) / n, axis), dtype)
+    centered = x - _along(mean, x, axis)
+    remainder = xp.astype(_sum(centered / n, axis), dtype)
+    centered = centered - _along(remainder, x, axis)
+    # Divided before the sum: a million squares of 1e18 would overflow float32.
+    var = xp.astype(_sum(centered * (centered / n), axis), dtype)
+    return Moments(mean, remainder, var)
+
+
+def normalize(
+    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> Array:
+    xp = array_namespace(x)
+    y = _affine(xp.astype(x, moments.mean.dtype), moments, gamma, beta, axis, eps)
+    if relu:
+        y = xp.where(y <= 0, xp.zeros_like(y), y)  # <= and not >: NaN stays NaN
+    return xp.astype(y, x.dtype)
+
+
+def gradient_sums(
+    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> tuple[Array, Array]:
+    xp = array_namespace(x)
+    dtype = moments.mean.dtype
+    x = xp.astype(x, dtype)
+    dy = _masked(dy, x, moments, gamma, beta, axis, eps, relu)
+    xhat = _normalized(x, moments, axis, eps)
+    return xp.astype(_sum(dy, axis), dtype), xp.astype(_sum(dy * xhat, axis), dtype)
+
+
+def input_gradient(
+    dy: Array,
+    x: Array,
+    moments: Moments,
+    sums: tuple[Array, Array],
+    count: int,
+    gamma: Array | None,
+    beta: Array | None,
+    axis: int,
+    eps: float,
+    relu: bool,
+) -> Array:
+    xp = array_namespace(x)
+    wide = xp.astype(x, moments.mean.dtype)
+    dy = _masked(dy, wide, moments, gamma, beta, axis, eps, relu)
+    xhat = _normalized(wide, moments, axis, eps)
+    sum_dy, sum_dy_xhat = sums
+    dx = dy - _along(sum_dy / count, x, axis) - xhat * _along(sum_dy_xhat / count, x, axis)
+    return xp.astype(dx * _along(_scale(moments, gamma, eps), x, axis), x.dtype)
+
+
+# ---- their compositions, which fast modules fuse
+
+
+def forward(
+    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> tuple[Array, Moments]:
+    m = moments(x, axis)
+    return normalize(x, m, gamma, beta, axis, eps, relu), m
+
+
+def backward(
+    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    sums = gradient_sums(dy, x, moments, gamma, beta, axis, eps, relu)
+    count = math.prod(x.shape) // x.shape[axis]
+    return input_gradient(dy, x, moments, sums, count, gamma, beta, axis, eps, relu), sums
+
+
+def given_gradient(
+    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> Array:
+    """The input gradient for statistics that do not depend on x."""
+    xp = array_namespace(x)
+    dy = _masked(dy, xp.astype(x, moments.mean.dtype), moments, gamma, beta, axis, eps, relu)
+    return xp.astype(dy * _along(_scale(moments, gamma, eps), x, axis), x.dtype)
+
+
+def blend(
+    mean: Array, var: Array, batch_mean: Array, batch_var: Array, weight: float, unbiased: float
+) -> tuple[Array, Array]:
+    """Running statistics: old * (1 - weight) + batch * weight; `unbiased` multiplies the biased batch variance."""
+    return mean + (batch_mean - mean) * weight, var + (batch_var * unbiased - var) * weight
+
+
+# ---- what they are made of
+
+
+def _affine(x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float) -> Array:
+    """gamma * xhat + beta, for x in the statistics dtype."""
+    y = _centered(x, moments, axis) * _along(_scale(moments, gamma, eps), x, axis)
+    return y if beta is None else y + _along(array_namespace(x).astype(beta, x.dtype), x, axis)
+
+
+def _masked(
+    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
+) -> Array:
+    """dy in the statistics dtype, zero where a fused ReLU was off: the mask is recomputed from x, y need not be kept."""
+    xp = array_namespace(x)
+    dy = xp.astype(dy, x.dtype)
+    if not relu:
+        return dy
+    return xp.where(_affine(x, moments, gamma, beta, axis, eps) <= 0, xp.zeros_like(dy), dy)
+
+
+def _centered(x: Array, moments: Moments, axis: int) -> Array:
+    # In this order: x - mean is exact where both are close, mean + remainder would round the remainder away.
+    return (x - _along(moments.mean, x, axis)) - _along(moments.remainder, x, axis)
+
+
+def _normalized(x: Array, moments: Moments, axis: int, eps: float) -> Array:
+    return _centered(x, moments, axis) * _along(_inv_std(moments, eps), x, axis)
+
+
+def _inv_std(moments: Moments, eps: float) -> Array:
+    return 1 / array_namespace(moments.var).sqrt(moments.var + eps)
+
+
+def _scale(moments: Moments, gamma: Array | None, eps: float) -> Array:
+    inv_std = _inv_std(moments, eps)
+    return inv_std if gamma is None else inv_std * array_namespace(gamma).astype(gamma, inv_std.dtype)
+
+
+def _along(v: Array, x: Array, axis: int) -> Array:
+    """v of shape (C,), shaped to broadcast against x."""
+    return array_namespace(v).reshape(v, tuple(-1 if i == axis else 1 for i in range(x.ndim)))
+
+
+def _sum(x: Array, axis: int) -> Array:
+    """Sum over every axis but `axis`: in float64 where there is one, else pairwise."""
+    xp = array_namespace(x)
+    wide = _float64(x)
+    if wide is not None:
+        return xp.sum(x, axis=tuple(i for i in range(x.ndim) if i != axis), dtype=wide)
+    rows = xp.reshape(xp.moveaxis(x, axis, -1), (-1, x.shape[axis]))
+    while rows.shape[0] > 1:  # a float32 sum of a million rows in order would lose 2e-4
+        half = rows.shape[0] // 2
+        halves = rows[:half, :] + rows[half : 2 * half, :]
+        rows = halves if rows.shape[0] == 2 * half else xp.concat([halves, rows[2 * half :, :]])
+    return rows[0, :]
+
+
+def _float64(x: Array) -> Array | None:
+    """float64, where the array's library and device have it."""
+    xp = array_namespace(x)
+    if x.dtype == xp.float64:
+        return xp.float64
+    return xp.__array_namespace_info__().dtypes(device=device(x), kind="real floating").get("float64")
+
+
+# ---- the network's other hot operations
+
+
+def matmul(a: Array, b: Array) -> Array:
+    return array_namespace(a, b).matmul(a, b)
+
+
+def sigmoid(x: Array) -> Array:
+    """1 / (1 + exp(-x)), without overflow and to full relative precision on both sides."""
+    xp = array_namespace(x)
+    small = xp.exp(-xp.abs(x))
+    return xp.where(x < 0, small, xp.ones_like(x)) / (1 + small)
+
+
+def sigmoid_backward(y: Array, dy: Array) -> Array:
+    return dy * y * (1 - y)
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Mean of log(sum(exp(z))) - z[label] over rows, and its gradient (softmax(z) - onehot) / rows."""
+    xp = array_namespace(logits)
+    rows, classes = logits.shape
+    dtype = statistics_dtype(logits)
+    z = xp.astype(logits, dtype)
+    z = z - xp.max(z, axis=1, keepdims=True)
+    e = xp.exp(z)
+    total = xp.sum(e, axis=1, keepdims=True)
+    onehot = _onehot(labels, classes, dtype)
+    loss = xp.sum(xp.log(total) - xp.sum(z * onehot, axis=1, keepdims=True)) / rows
+    return loss, xp.astype((e / total - onehot) / rows, logits.dtype)
+
+
+def _onehot(labels: Array, classes: int, dtype: Array) -> Array:
+    """Row i is one at labels[i]; NaN throughout where the label is no class, so that it cannot pass unseen."""
+    xp = array_namespace(labels)
+    columns = xp.reshape(xp.arange(classes, dtype=labels.dtype, device=device(labels)), (1, -1))
+    labels = xp.reshape(labels, (-1, 1))
+    onehot = xp.astype(labels == columns, dtype)
+    outside = (labels < 0) | (labels >= classes)
+    return xp.where(outside, xp.full_like(onehot, math.nan), onehot)
+
+
+# ---- optimisers: lists of leaves in, lists of leaves out. `decays` is the weight decay of each leaf.
+# A fast module may write into params and slots, which are donated; never into grads.
+
+
+def sgd(params: list[Array], grads: list[Array], decays: list[float], *, rate: float) -> tuple[list[Array]]:
+    grads = _decayed(params, grads, decays)
+    return ([p - rate * g for p, g in zip(params, grads, strict=True)],)
+
+
+def momentum(
+    params: list[Array],
+    grads: list[Array],
+    velocity: list[Array],
+    decays: list[float],
+    *,
+    rate: float,
+    momentum: float,
+    nesterov: bool,
+) -> tuple[list[Array], list[Array]]:
+    grads = _decayed(params, grads, decays)
+    velocity = [momentum * v + g for v, g in zip(velocity, grads, strict=True)]
+    steps = [g + momentum * v for v, g in zip(velocity, grads, strict=True)] if nesterov else velocity
+    return [p - rate * s for p, s in zip(params, steps, strict=True)], velocity
+
+
+def rmsprop(
+    params: list[Array],
+    grads: list[Array],
+    square: list[Array],
+    decays: list[float],
+    *,
+    rate: float,
+    decay: float,
+    eps: float,
+) -> tuple[list[Array], list[Array]]:
+    grads = _decayed(params, grads, decays)
+    square = [decay * s + (1 - decay) * (g * g) for s, g in zip(square, grads, strict=True)]
+    new = [p - rate * g / (_sqrt(s) + eps) for p, g, s in zip(params, grads, square, strict=True)]
+    return new, square
+
+
+def adam(
+    params: list[Array],
+    grads: list[Array],
+    first: list[Array],
+    second: list[Array],
+    decays: list[float],
+    *,
+    rate: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    correction1: float,
+    correction2: float,
+    decoupled: bool,
+) -> tuple[list[Array], list[Array], list[Array]]:
+    """`correction1` is 1 - beta1**step, `correction2` 1 - beta2**step; `decoupled` decays as AdamW does."""
+    if decoupled:
+        params = [p if d == 0 else p * (1 - rate * d) for p, d in zip(params, decays, strict=True)]
+    else:
+        grads = _decayed(params, grads, decays)
+    first = [beta1 * m + (1 - beta1) * g for m, g in zip(first, grads, strict=True)]
+    second = [beta2 * v + (1 - beta2) * (g * g) for v, g in zip(second, grads, strict=True)]
+    root, step = correction2**0.5, rate / correction1
+    new = [p - step * m / (_sqrt(v) / root + eps) for p, m, v in zip(params, first, second, strict=True)]
+    return new, first, second
+
+
+def _decayed(params: list[Array], grads: list[Array], decays: list[float]) -> list[Array]:
+    """Gradients with weight decay as L2: g + decay * p."""
+    return [g if d == 0 else g + d * p for p, g, d in zip(params, grads, decays, strict=True)]
+
+
+def _sqrt(x: Array) -> Array:
+    return array_namespace(x).sqrt(x)
