@@ -1,5 +1,14 @@
 """Batch normalisation as an array engine."""
 
+__version__ = "0.1.0"
+
+from . import optimizers as optimizers
+from .backends import Backend as Backend
+from .backends import backend as backend
+from .checkpoints import CheckpointError as CheckpointError
+from .checkpoints import Loaded as Loaded
+from .checkpoints import load as load
+from .checkpoints import save as save
 from .functional import Gradients as Gradients
 from .functional import Residuals as Residuals
 from .functional import RunningStats as RunningStats
@@ -22,5 +31,18 @@ from .functional import sigmoid_backward as sigmoid_backward
 from .functional import softmax_cross_entropy as softmax_cross_entropy
 from .functional import tanh as tanh
 from .functional import tanh_backward as tanh_backward
-
-__version__ = "0.1.0"
+from .layers import Activation as Activation
+from .layers import BatchNorm as BatchNorm
+from .layers import Linear as Linear
+from .layers import Sequential as Sequential
+from .layers import Standardize as Standardize
+from .layers import mlp as mlp
+from .optimizers import Optimizer as Optimizer
+from .training import Fitted as Fitted
+from .training import NonFiniteError as NonFiniteError
+from .training import evaluate as evaluate
+from .training import fit as fit
+from .training import precise_statistics as precise_statistics
+from .training import predict as predict
+from .training import statistics_gap as statistics_gap
+from .training import train_step as train_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
+from typing import Any
 
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
 
@@ -68,7 +69,7 @@ def vector(name: str, v: Array | None, x: Array, axis: int) -> Array | None:
     return array_namespace(v).reshape(v, (c,))
 
 
-def features(x: Array, axis: int) -> int:
+def features(x: Array, axis: Any) -> int:
     """Refuse x unless it is floating, of known shape and rank 2 or more; return its feature axis, not negative."""
     floating("x", x)
     if x.ndim < 2:
@@ -79,14 +80,14 @@ def features(x: Array, axis: int) -> int:
         raise TypeError(f"axis: expected an int, got {axis!r}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected -{x.ndim} to {x.ndim - 1} for x of shape {shape(x)}, got {axis}")
-    return axis % x.ndim
+    return int(axis % x.ndim)
 
 
-def epsilon(eps: float) -> float:
+def epsilon(eps: Any) -> float:
     """Refuse an eps that would not keep a constant channel finite in float32."""
     if not isinstance(eps, Real):
         raise TypeError(f"eps: expected a number, got {eps!r}")
-    if not 1.2e-38 <= eps < math.inf:  # the smallest normal float32
+    if not 1.2e-38 <= float(eps) < math.inf:  # the smallest normal float32
         raise ValueError(f"eps: expected a positive, finite number of at least 1.2e-38, got {eps!r}")
     return float(eps)
 

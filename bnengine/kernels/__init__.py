@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import importlib
 from types import ModuleType
+from typing import Any
 
 from .._typing import Array
 from . import reference
@@ -29,7 +30,8 @@ def select(x: Array, impl: str | None = None) -> ModuleType:
     """The kernels for x: the fast module for its type where there is one that takes it, else the reference."""
     if impl is not None:
         return _forced(x, impl)
-    fast = _fast(type(x))
+    kind: Any = type(x)
+    fast = _fast(kind)
     return fast if fast is not None and fast.supports(x) else reference
 
 
@@ -49,12 +51,14 @@ def _forced(x: Array, impl: str) -> ModuleType:
         raise ValueError(f"impl: {impl!r} runs on {owner} arrays, but x is {type(x).__module__}.{type(x).__name__}")
     module = _load(impl)
     if not isinstance(module, ModuleType):
-        raise ImportError(f"impl: {impl!r} cannot run here: {module}. Install the extra {EXTRAS[impl]}")
+        raise ImportError(  # noqa: TRY004 - the module is missing, no argument has a wrong type
+            f"impl: {impl!r} cannot run here: {module}. Install the extra {EXTRAS[impl]}"
+        )
     return module
 
 
 @functools.cache
-def _fast(kind: type) -> ModuleType | None:
+def _fast(kind: Any) -> ModuleType | None:
     name = FAST.get(library(kind))
     module = None if name is None else _load(name)
     return module if isinstance(module, ModuleType) else None

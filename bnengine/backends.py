@@ -1,0 +1,215 @@
+"""From a configuration value to a namespace, device and dtype. Nothing global: a backend is passed along."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import is_cupy_array, is_dask_array, is_torch_array
+
+from . import kernels
+from ._typing import Array, Namespace
+
+NAMES = ("numpy", "cupy", "torch", "jax", "dask", "array-api-strict")
+"""Array libraries by the names that the command line takes."""
+
+_NAMESPACES = {
+    "numpy": "array_api_compat.numpy",
+    "cupy": "array_api_compat.cupy",
+    "torch": "array_api_compat.torch",
+    "jax": "jax.numpy",
+    "dask": "array_api_compat.dask.array",
+    "array-api-strict": "array_api_strict",
+}
+_INSTALL = {
+    "cupy": "install the extra cuda12 or cuda13",
+    "dask": "pip install 'dask[array]'",
+    "array-api-strict": "pip install array-api-strict",
+}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library with a device and a floating dtype. Made by `backend`."""
+
+    name: str
+    xp: Namespace
+    device: Any
+    """The library's own device object; None is its default."""
+    dtype: Any
+    """The library's own dtype object."""
+
+    def asarray(self, host: Any, /) -> Array:
+        """A host array on this backend: floating values in its dtype, integers as they are."""
+        host = np.asarray(host)
+        if not host.flags.writeable:
+            host = host.copy()  # PyTorch shares memory, and warns where it must not write
+        if host.dtype.kind == "f":
+            return self.xp.asarray(host, dtype=self.dtype, device=self.device)
+        return self.xp.asarray(host, device=self.device)
+
+    def compiled(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The step through `jax.jit` on JAX, unchanged elsewhere."""
+        if self.name != "jax":
+            return step
+        import jax
+
+        jitted: Callable[..., Any] = jax.jit(step)
+        return jitted
+
+
+def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None = None) -> Backend:
+    """The backend of that name.
+
+    Parameters
+    ----------
+    name : str
+        "numpy", "cupy", "torch", "jax", "dask", "array-api-strict", or "auto": CuPy where a GPU answers,
+        else NumPy.
+    dtype : {"float32", "float64"}
+        Of parameters and data.
+    device : str, optional
+        In the library's own words: "cuda:1" (CuPy, PyTorch), "cpu" or "gpu:0" (JAX). None is its default.
+
+    Returns
+    -------
+    Backend
+        With `.xp`, `.device`, `.dtype` and `.asarray(host array)`.
+
+    Raises
+    ------
+    ValueError
+        For an unknown name, dtype or device, and for float64 on a JAX without x64.
+    ImportError
+        Where the library is not installed; the message says how to install it.
+
+    Examples
+    --------
+    >>> import bnengine as bn
+    >>> bn.backend("numpy", dtype="float64").asarray([1, 0.5])
+    array([1. , 0.5])
+    """
+    if name == "auto":
+        name = "cupy" if unusable("cupy") is None else "numpy"
+    if name not in NAMES:
+        raise ValueError(f"backend: expected auto, {', '.join(NAMES)}, got {name!r}")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
+    reason = unusable(name)
+    if reason is not None:
+        raise ImportError(f"backend: {name} cannot be used here: {reason}")
+    xp = importlib.import_module(_NAMESPACES[name])
+    place = _device(name, device)
+    if dtype not in _dtypes(xp, place):
+        hint = "; set JAX_ENABLE_X64=1" if name == "jax" else ""
+        raise ValueError(f"dtype: {name} has no {dtype} on device {device or 'default'}{hint}")
+    return Backend(name, xp, place, getattr(xp, dtype))
+
+
+class Row(NamedTuple):
+    """What `bnengine backends` says of a library."""
+
+    name: str
+    usable: bool
+    version: str
+    device: str
+    fast_path: str
+    why_not: str
+
+
+def listed() -> list[Row]:
+    """A row for each array library: usable or why not, version, default device, fast path."""
+    return [_row(name) for name in NAMES]
+
+
+def _row(name: str) -> Row:
+    reason = unusable(name)
+    if reason is not None:
+        return Row(name, False, "", "", "", reason)
+    backend_ = backend(name)
+    fast = kernels.FAST.get(name)
+    path = "reference" if fast is None or kernels.why_not(fast) is not None else fast
+    if fast is not None and path == "reference":
+        path = f"reference (no {fast}: {kernels.why_not(fast)}; install the extra {kernels.EXTRAS[fast]})"
+    device_of = backend_.xp.zeros((1,), device=backend_.device)
+    version = importlib.import_module(name.replace("-", "_")).__version__
+    return Row(name, True, version, _device_words(device_of), path, "")
+
+
+@functools.cache
+def unusable(name: str) -> str | None:
+    """Why the library cannot be used here; None where it can."""
+    try:
+        importlib.import_module(name.replace("-", "_"))
+        importlib.import_module(_NAMESPACES[name])
+    except ImportError as error:
+        return f"{error}; {_INSTALL.get(name, f'pip install {name}')}"
+    if name == "cupy":
+        import cupy
+
+        if not cupy.is_available():
+            return "CuPy is installed but no GPU answers"
+    return None
+
+
+def as_numpy(a: Any) -> np.ndarray[Any, Any]:
+    """An array of any library as a NumPy array on the host; waits for the device."""
+    if is_cupy_array(a):
+        return np.asarray(a.get())
+    if is_torch_array(a):
+        return np.asarray(a.detach().cpu().numpy())
+    if is_dask_array(a):
+        return np.asarray(a.compute())
+    if type(a).__module__.startswith("array_api_strict"):
+        import array_api_strict
+
+        a = array_api_strict.asarray(a, device=array_api_strict.Device("CPU_DEVICE"))
+    return np.asarray(a)
+
+
+def _device(name: str, device: str | None) -> Any:
+    if device is None:
+        return None
+    try:
+        if name == "torch":
+            import torch
+
+            torch.zeros(1, device=device)  # raises for what this machine does not have
+            return torch.device(device)
+        if name == "cupy":
+            import cupy
+
+            found = cupy.cuda.Device(int(device.removeprefix("cuda").removeprefix(":") or 0))
+            found.use  # noqa: B018
+            return found
+        if name == "jax":
+            import jax
+
+            platform, _, index = device.partition(":")
+            return jax.devices(platform)[int(index or 0)]
+        if name == "array-api-strict":
+            import array_api_strict
+
+            return array_api_strict.Device(device)
+    except Exception as error:
+        raise ValueError(f"device: {name} has no {device!r} here: {error}") from error
+    if device != "cpu":
+        raise ValueError(f"device: {name} has only 'cpu', got {device!r}")
+    return None
+
+
+def _dtypes(xp: Namespace, device: Any) -> dict[str, Any]:
+    found: dict[str, Any] = xp.__array_namespace_info__().dtypes(device=device, kind="real floating")
+    return found
+
+
+def _device_words(a: Array) -> str:
+    from array_api_compat import device
+
+    return str(device(a)).removeprefix("array_api_strict.")

@@ -1,0 +1,197 @@
+"""The command line: parse, call, print."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from . import __version__, backends
+from .config import FIELDS, Config, ConfigError, resolve
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command; return the exit status: 0 done, 1 the run failed, 2 the request was wrong."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    try:
+        status: int = options.run(options)
+    except KeyboardInterrupt:
+        return _failed("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()  # what we print for has gone
+        return 0
+    except Exception as error:
+        if options.debug:
+            raise
+        wrong = isinstance(error, ValueError | TypeError | ImportError | FileExistsError)
+        return _failed(" ".join(str(error).split()) or type(error).__name__, 2 if wrong else 1)
+    return status
+
+
+def _failed(reason: str, status: int) -> int:
+    print(f"bnengine: {reason}", file=sys.stderr)
+    return status
+
+
+# ---- parsing
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="bnengine", description="Batch-normalised networks on any array library.")
+    parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
+    commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
+    train = _command(commands, "train", _train, "train a network on data and write a run directory")
+    train.add_argument("--config", metavar="FILE", help="TOML file with any of these options, under their names with _")
+    train.add_argument("--out", metavar="DIR", help="directory of the run (default: a new one under runs/)")
+    train.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
+    train.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
+    for name in FIELDS:
+        _add_option(train, name)
+    evaluate = _command(commands, "evaluate", _evaluate, "measure a trained run on data")
+    evaluate.add_argument("directory", metavar="RUN", help="directory of the run")
+    evaluate.add_argument("--data", metavar="DATA", help="default: the test part of the run's own data")
+    evaluate.add_argument("--label", metavar="COLUMN", help="column of a CSV file that holds the labels")
+    predict = _command(commands, "predict", _predict, "predictions of a trained run for raw rows, as CSV")
+    predict.add_argument("directory", metavar="RUN", help="directory of the run")
+    predict.add_argument("--data", metavar="FILE", required=True, help="CSV or npz file of rows; a label is not needed")
+    predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
+    for command in (evaluate, predict):
+        for name in ("backend", "device"):
+            _add_option(command, name)
+    _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    # Options that were not given are absent, so that a configuration file can supply them.
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", argument_default=argparse.SUPPRESS
+    )
+    command.add_argument("--debug", action="store_true", default=False, help="show the traceback of an error")
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
+    field = FIELDS[name]
+    kind = str(field.type).removesuffix(" | None")
+    text = field.metadata["help"]
+    if field.default is not None and "default:" not in text:
+        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        text += f" (default: {shown})"
+    flag = "--" + name.replace("_", "-")
+    if kind == "bool":
+        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
+    elif field.metadata["choices"]:
+        parser.add_argument(flag, choices=field.metadata["choices"], help=text)
+    else:
+        parser.add_argument(flag, type={"int": int, "float": float}.get(kind, str), metavar=_metavar(kind), help=text)
+
+
+def _metavar(kind: str) -> str:
+    return {"int": "N", "float": "X", "tuple[int, ...]": "N,N"}.get(kind, "TEXT")
+
+
+# ---- commands
+
+
+def _train(options: argparse.Namespace) -> int:
+    from . import runs
+
+    given = vars(options)
+    out, overwrite, resume = given.get("out"), given.get("overwrite", False), given.get("resume", False)
+    if resume and overwrite:
+        raise ConfigError("resume and overwrite exclude each other")
+    if resume and out is None:
+        raise ConfigError("resume: name the run with --out")
+    config = resolve({name: value for name, value in given.items() if name in FIELDS}, given.get("config"))
+    directory, summary = runs.train(
+        config,
+        out=out,
+        overwrite=overwrite,
+        resume=resume,
+        on_start=lambda text: print(text, flush=True),
+        on_epoch=lambda row: print(_epoch_line(row, config), flush=True),
+        progress=_bar if sys.stderr.isatty() else None,
+    )
+    gap = summary["running_statistics"]
+    if gap:
+        print(
+            f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
+            f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
+        )
+    print(", ".join(f"{name} {value:.4f}" for name, value in summary.items() if name.startswith("test_")))
+    print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
+    return 0
+
+
+def _bar(batches: Iterable[Any]) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    bar: Iterable[Any] = tqdm(batches, leave=False, unit="step", dynamic_ncols=True)
+    return bar
+
+
+def _epoch_line(row: dict[str, Any], config: Config) -> str:
+    parts = [f"epoch {row['epoch']}/{config.epochs}"]
+    parts += [f"{name} {row[name]:.4f}" for name in row if name.startswith(("train_", "validation_"))]
+    return "  ".join([*parts, f"{row['seconds']:.1f} s"])
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from . import runs
+
+    given = vars(options)
+    metrics = runs.evaluate_run(
+        options.directory,
+        source=given.get("data"),
+        label=given.get("label"),
+        backend=_backend(given),
+        device=given.get("device"),
+    )
+    for name, value in metrics.items():
+        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from . import checkpoints, runs
+
+    given = vars(options)
+    header, rows = runs.predict_run(
+        options.directory, options.data, backend=_backend(given), device=given.get("device")
+    )
+    if "out" not in given:
+        csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
+        return 0
+    import io
+
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    checkpoints.write(options.out, text.getvalue())
+    return 0
+
+
+def _backends(options: argparse.Namespace) -> int:  # noqa: ARG001
+    rows = [("backend", "version", "device", "fast path"), *(_backend_words(row) for row in backends.listed())]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        print("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]).rstrip())
+    return 0
+
+
+def _backend_words(row: backends.Row) -> tuple[str, str, str, str]:
+    if row.usable:
+        return row.name, row.version, row.device, row.fast_path
+    return row.name, "not usable", "", " ".join(row.why_not.split())
+
+
+def _backend(given: dict[str, Any]) -> str:
+    """The backend asked for: option, environment, auto."""
+    return resolve({name: value for name, value in given.items() if name == "backend"}).backend

@@ -1,0 +1,151 @@
+"""A run as data: every option of `bnengine train` with its default, from the command line or a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from . import backends, layers, optimizers
+
+
+class ConfigError(ValueError):
+    """A request that cannot be met; the message names the option."""
+
+
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Config:
+    """What a run does. Field names are the options with underscores."""
+
+    data: str = _option(
+        "digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files"
+    )
+    label: str | None = _option(None, "column of a CSV file to predict, by name or position (default: the last)")
+    task: str = _option("auto", "what the labels are", ("auto", "classification", "regression"))
+    test: float = _option(0.2, "part of the rows held out for testing, where the data has no test part")
+    validation: float = _option(0.1, "part of the training rows held out for validation; 0: none")
+    standardize: bool = _option(True, "bring each input feature to mean 0 and variance 1")
+    hidden: tuple[int, ...] = _option((256, 256), "sizes of the hidden layers, separated by commas; none: 0")
+    activation: str = _option("relu", "of the hidden layers", layers.ACTIVATIONS)
+    norm: str = _option("batch", "normalisation of the hidden layers", ("batch", "none"))
+    norm_position: str = _option("pre", "before or after the activation", ("pre", "post"))
+    initialization: str = _option(
+        "auto", "of the weights; auto: he for ReLUs, glorot otherwise", ("auto", *layers.INITIALIZATIONS)
+    )
+    initial_scale: float = _option(1.0, "factor of the initial weights")
+    optimizer: str = _option("adam", "update rule", tuple(optimizers.BY_NAME))
+    learning_rate: float = _option(0.003, "first or largest learning rate")
+    schedule: str = _option(
+        "cosine",
+        "of the learning rate; step: a tenth after a half and after three quarters of the training",
+        ("constant", "step", "cosine"),
+    )
+    warm_up: int = _option(0, "epochs in which the learning rate rises to the schedule")
+    weight_decay: float = _option(0.0, "of the weights; gamma, beta and biases do not decay")
+    clip: float | None = _option(None, "largest norm of all gradients together (default: no clipping)")
+    batch_size: int = _option(64, "rows in a mini-batch")
+    epochs: int = _option(30, "passes over the training rows")
+    early_stopping: int | None = _option(None, "stop after so many epochs without a lower validation loss")
+    precise_bn: bool = _option(False, "recompute the running statistics over the training rows at the end")
+    seed: int = _option(0, "of the splits, the initial weights and the shuffles")
+    backend: str = _option(
+        "auto", "array library; auto: cupy where a GPU answers, else numpy", ("auto", *backends.NAMES)
+    )
+    device: str | None = _option(None, "in the library's words, such as cuda:1 (default: the library's)")
+    dtype: str = _option("float32", "of parameters and data", ("float32", "float64"))
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            choices = field.metadata["choices"]
+            if choices is not None and getattr(self, field.name) not in choices:
+                raise ConfigError(f"{field.name}: expected {', '.join(choices)}, got {getattr(self, field.name)!r}")
+        for name, low, high in (("test", 0, 1), ("validation", 0, 1)):
+            if not low <= getattr(self, name) < high or (name == "test" and self.test == 0):
+                raise ConfigError(f"{name}: expected a part between 0 and 1, got {getattr(self, name)!r}")
+        for name, least in (("batch_size", 2), ("epochs", 1), ("seed", 0), ("warm_up", 0), ("early_stopping", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {value!r}")
+        for name in ("learning_rate", "clip"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{name}: expected a positive number, got {value!r}")
+        for name in ("weight_decay", "initial_scale"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ConfigError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+        if any(size < 1 for size in self.hidden):
+            raise ConfigError(f"hidden: expected positive sizes, got {self.hidden!r}")
+        if self.early_stopping is not None and self.validation == 0:
+            raise ConfigError("early_stopping: needs validation rows to judge by, but validation is 0")
+
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+def resolve(given: dict[str, Any], file: str | None = None) -> Config:
+    """The configuration from options given on the command line, then a TOML file, the environment, defaults.
+
+    Examples
+    --------
+    >>> from bnengine.config import resolve
+    >>> resolve({"hidden": "64,32", "epochs": 5}).hidden
+    (64, 32)
+    """
+    values = {} if file is None else read_toml(Path(file))
+    values |= given
+    if "backend" not in values and os.environ.get("BNENGINE_BACKEND"):
+        values["backend"] = os.environ["BNENGINE_BACKEND"]
+    return Config(**{name: _converted(name, value) for name, value in values.items()})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Options by name from a TOML file; unknown names are refused."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
+    for name in values:
+        if name not in FIELDS:
+            close = difflib.get_close_matches(name, FIELDS, 1)
+            hint = f"; did you mean {close[0]}?" if close else f"; the options are {', '.join(FIELDS)}"
+            raise ConfigError(f"{path}: unknown option {name!r}{hint}")
+    return values
+
+
+def to_toml(config: Config) -> str:
+    """The configuration as TOML; options that are not set are left out."""
+    import tomli_w
+
+    values = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    text: str = tomli_w.dumps({**values, "hidden": list(config.hidden)})
+    return text
+
+
+def _converted(name: str, value: Any) -> Any:
+    """A value of the field's type from text or TOML, or a ConfigError that names the option."""
+    kind = str(FIELDS[name].type).removesuffix(" | None")
+    if kind == "tuple[int, ...]":
+        return _sizes(name, value)
+    accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
+    if kind == "str" and name == "label" and type(value) is int:
+        return str(value)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and kind != "bool"):
+        raise ConfigError(f"{name}: expected {kind}, got {value!r}")
+    return float(value) if kind == "float" else value
+
+
+def _sizes(name: str, value: Any) -> tuple[int, ...]:
+    parts = value.split(",") if isinstance(value, str) else value
+    try:
+        sizes = tuple(int(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected sizes such as 256,128, got {value!r}") from None
+    return () if sizes == (0,) else sizes

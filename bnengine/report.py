@@ -1,0 +1,43 @@
+"""Pictures of runs."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#6b7280"
+
+
+def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
+    """Loss and accuracy (or r2) over the epochs, as a PNG file's bytes."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("curves.png needs matplotlib; install the extra train") from error
+
+    score = "accuracy" if "test_accuracy" in summary else "r2"
+    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
+    left, right = figure.subplots(1, 2)
+    epochs = [row["epoch"] for row in history]
+    for axes, metric, title in ((left, "loss", "Loss"), (right, score, {"accuracy": "Accuracy", "r2": "R²"}[score])):
+        for part, colour in (("train", BLUE), ("validation", ORANGE)):
+            values = [row.get(f"{part}_{metric}") for row in history]
+            if None not in values:
+                axes.plot(epochs, values, color=colour, label=part, marker="o" if len(epochs) < 3 else None)
+        axes.set(title=title, xlabel="epoch")
+        axes.grid(color="#e5e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    test = summary[f"test_{score}"]
+    right.axhline(test, color=GREY, linestyle="--", linewidth=1, label=f"test, at the end: {test:.4f}")
+    left.set_yscale("log")
+    for axes in (left, right):
+        axes.legend(frameon=False)
+    figure.suptitle(
+        f"{summary['data']}: {summary['epochs']} epochs, {summary['parameters']:,} parameters, "
+        f"{summary['backend']} {summary['dtype']}",
+        fontsize=10,
+        color=GREY,
+    )
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()

@@ -1,0 +1,442 @@
+"""Training: a step, the loop around it, evaluation, and running statistics recomputed over data."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_dask_array
+
+from . import trees
+from ._typing import Array, Tree
+from .backends import Backend, as_numpy
+from .backends import backend as make_backend
+from .data import batches
+from .functional import LOSSES
+from .layers import BatchNorm, Sequential
+from .optimizers import Optimizer
+
+Rows = tuple[Any, Any]
+"""Host arrays (x, targets) with a sample in each row."""
+
+EVALUATED = 10_000
+"""Training rows, at most, over which an epoch's training accuracy is measured."""
+
+INFERRED = 8192
+"""Rows that inference takes at a time."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss that is not finite. `.last_good` is what the last whole epoch left."""
+
+    def __init__(self, message: str, last_good: Fitted) -> None:
+        super().__init__(message)
+        self.last_good = last_good
+
+
+@dataclass
+class Fitted:
+    """A trained network's arrays, and a row of metrics for each epoch."""
+
+    params: Tree
+    state: Tree
+    opt_state: Tree
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_step(
+    net: Sequential,
+    optimizer: Optimizer,
+    params: Tree,
+    state: Tree,
+    opt_state: Tree,
+    x: Array,
+    targets: Array,
+    loss: str = "cross_entropy",
+) -> tuple[Tree, Tree, Tree, Array]:
+    """One step: forward, loss, backward, update.
+
+    Parameters
+    ----------
+    net : Sequential
+    optimizer : Optimizer
+    params, state, opt_state : dict
+        *Donated*: they may be written into, so use what is returned.
+    x : array
+        The batch, shape (N, inputs).
+    targets : array
+        Class numbers (N,) for "cross_entropy", values of the output's shape for the others.
+    loss : {"cross_entropy", "binary_cross_entropy", "mse"}
+
+    Returns
+    -------
+    params, state, opt_state : dict
+    loss : array
+        0-dimensional, on the device.
+
+    Raises
+    ------
+    ValueError
+        For an unknown loss, or shapes that do not fit.
+
+    Notes
+    -----
+    Nothing waits for the host. With JAX, wrap it: ``jax.jit(functools.partial(bn.train_step, net, optimizer))``.
+    Lazy arrays (dask) are computed at the end of the step, so that their graphs do not grow.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net, optimizer = bn.mlp([2, 8, 2]), bn.optimizers.adam(0.05)
+    >>> params, state = net.init(0, backend=bn.backend("numpy"))
+    >>> opt_state = optimizer.init(params)
+    >>> x = np.asarray([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
+    >>> for _ in range(50):
+    ...     params, state, opt_state, loss = bn.train_step(
+    ...         net, optimizer, params, state, opt_state, x, np.asarray([0, 1, 1, 0])
+    ...     )
+    >>> bool(loss < 0.1)
+    True
+    """
+    output, state, residuals = net.forward(params, state, x, training=True)
+    value, doutput = _loss(loss)(output, targets)
+    grads = net.backward(params, residuals, doutput)
+    params, opt_state = optimizer.update(params, grads, opt_state)
+    if is_dask_array(value):
+        import dask
+
+        params, state, opt_state, value = dask.persist(params, state, opt_state, value)
+    return params, state, opt_state, value
+
+
+def fit(
+    net: Sequential,
+    optimizer: Optimizer,
+    train: Rows,
+    *,
+    validation: Rows | None = None,
+    loss: str = "cross_entropy",
+    epochs: int = 10,
+    batch_size: int = 128,
+    seed: int = 0,
+    backend: Backend | None = None,
+    start: Fitted | None = None,
+    early_stopping: int | None = None,
+    precise_bn: bool = False,
+    callback: Callable[[dict[str, Any], Fitted], object] | None = None,
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+) -> Fitted:
+    """Train a network on rows of host data.
+
+    Parameters
+    ----------
+    net : Sequential
+        A Standardize layer at its front is measured on the training rows first.
+    optimizer : Optimizer
+    train, validation : (x, targets)
+        Host arrays, a sample in each row. They are put on the device once.
+    loss : {"cross_entropy", "binary_cross_entropy", "mse"}
+    epochs, batch_size : int
+        Rows left over make a smaller batch; one row left over joins the batch before it, since
+        normalisation needs two.
+    seed : int
+        Of the initial parameters and the shuffles.
+    backend : Backend, optional
+        NumPy float32 by default.
+    start : Fitted, optional
+        Go on from here instead of from new parameters; it is left as it is.
+    early_stopping : int, optional
+        Stop after so many epochs without a lower validation loss, and return the best epoch's network.
+    precise_bn : bool
+        Recompute the running statistics over the training data at the end (`precise_statistics`).
+    callback : callable, optional
+        Called with the epoch's metrics and the network so far, after each epoch; training ends where it
+        returns True.
+    progress : callable, optional
+        Wraps the iterable of an epoch's batches: tqdm.
+
+    Returns
+    -------
+    Fitted
+        `.params`, `.state`, `.opt_state` and `.history`, a dict for each epoch: epoch, step, seconds,
+        learning_rate, train_loss (mean over the epoch's batches), train_accuracy (in inference, over at
+        most 10,000 training rows; train_r2 for "mse"), validation_loss, validation_accuracy.
+
+    Raises
+    ------
+    ValueError
+        Where an argument does not fit.
+    NonFiniteError
+        At the end of an epoch in which a loss was not finite.
+
+    Notes
+    -----
+    Inside an epoch nothing waits for the host: losses stay on the device and are read once.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> x = np.random.default_rng(0).standard_normal((200, 5))
+    >>> net = bn.mlp([5, 16, 2])
+    >>> fitted = bn.fit(net, bn.optimizers.adam(0.01), (x, (x[:, 0] > 0).astype(int)), epochs=20, batch_size=20)
+    >>> fitted.history[-1]["train_accuracy"] > 0.95
+    True
+    """
+    backend = backend or make_backend("numpy")
+    x, targets = checked_rows("train", train, net, loss)
+    held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss), backend)
+    if len(x) < 2:
+        raise ValueError(f"train: expected at least 2 rows, got {len(x)}")
+    if early_stopping is not None and held is None:
+        raise ValueError("early_stopping: expected validation rows to judge by, got none")
+    now = _begin(net, optimizer, start, x, seed, backend)
+    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, _on_device((x, targets), backend), progress)
+    best, began = now, time.perf_counter()
+    for epoch in range(len(now.history) + 1, epochs + 1):
+        now, row = loop.epoch(now, epoch)
+        row["seconds"] = time.perf_counter() - began
+        if held is not None:
+            row |= _prefixed("validation", _measure(net, now, held, loss))
+        now = dataclasses.replace(now, history=[*now.history, row])
+        stop = callback is not None and bool(callback(row, now))
+        if early_stopping is not None:
+            if not best.history or row["validation_loss"] < best.history[-1]["validation_loss"]:
+                best = _copied(now)
+            stop = stop or epoch - best.history[-1]["epoch"] >= early_stopping
+        if stop:
+            break
+    if best.history and early_stopping is not None:
+        now = dataclasses.replace(best, history=now.history)
+    if precise_bn:
+        now.state = precise_statistics(net, now.params, now.state, x, batch_size=batch_size, backend=backend)
+    return now
+
+
+@dataclass(frozen=True)
+class _Loop:
+    """What stays the same from epoch to epoch."""
+
+    net: Sequential
+    optimizer: Optimizer
+    loss: str
+    batch_size: int
+    seed: int
+    backend: Backend
+    data: tuple[Array, Array]
+    progress: Callable[[Iterable[Any]], Iterable[Any]] | None
+
+    def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any]]:
+        """One pass over the data; nothing waits for the host before its end."""
+        last_good = _copied(now)
+        x, targets = self.data
+        params, state, opt_state, losses = now.params, now.state, now.opt_state, []
+        shuffled: Iterable[Any] = batches(x.shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
+        for rows in self.progress(shuffled) if self.progress else shuffled:
+            index = self.backend.asarray(rows)
+            part, labels = self.backend.xp.take(x, index, axis=0), self.backend.xp.take(targets, index, axis=0)
+            params, state, opt_state, value = self.step(params, state, opt_state, part, labels)
+            losses.append(value)
+        done = dataclasses.replace(now, params=params, state=state, opt_state=opt_state)
+        step = int(opt_state["step"])
+        values = as_numpy(self.backend.xp.stack(losses))
+        if not np.isfinite(values).all():
+            first = step - len(values) + int(np.argmin(np.isfinite(values))) + 1
+            raise NonFiniteError(f"the loss was not finite in epoch {epoch}, first at step {first}", last_good)
+        row = {"epoch": epoch, "step": step, "learning_rate": float(self.optimizer.rate(step - 1))}
+        row["train_loss"] = float(values.mean(dtype=np.float64))
+        seen = (x[:EVALUATED, ...], targets[:EVALUATED, ...])
+        return done, row | _prefixed("train", _measure(self.net, done, seen, self.loss), but="loss")
+
+    @functools.cached_property
+    def step(self) -> Callable[..., tuple[Tree, Tree, Tree, Array]]:
+        return self.backend.compiled(functools.partial(_step, self.net, self.optimizer, self.loss))
+
+
+def evaluate(
+    net: Sequential,
+    params: Tree,
+    state: Tree,
+    rows: Rows,
+    *,
+    loss: str = "cross_entropy",
+    backend: Backend | None = None,
+) -> dict[str, float]:
+    """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net = bn.Sequential((bn.Linear(1, 2),))
+    >>> params, state = {"0": {"weight": np.asarray([[-9.0, 9.0]]), "bias": np.zeros(2)}}, {}
+    >>> rows = np.asarray([[-1.0], [1.0]]), np.asarray([0, 1])
+    >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
+    1.0
+    """
+    backend = backend or make_backend("numpy")
+    on_device = _on_device(checked_rows("rows", rows, net, loss), backend)
+    return _measure(net, Fitted(params, state, {}), on_device, loss)
+
+
+def predict(
+    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | None = None
+) -> np.ndarray[Any, Any]:
+    """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
+    backend = backend or make_backend("numpy")
+    x = _checked_inputs("x", x, net)
+    return as_numpy(_outputs(net, params, state, backend.asarray(x)))
+
+
+def precise_statistics(
+    net: Sequential, params: Tree, state: Tree, x: Any, *, batch_size: int = 128, backend: Backend | None = None
+) -> Tree:
+    """Running statistics as the plain average over batches of x with the parameters as they are now.
+
+    Running averages lag behind parameters that still move, and training looks better than inference
+    ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3).
+
+    Returns
+    -------
+    dict
+        The state for inference; `state` is left as it is.
+    """
+    backend = backend or make_backend("numpy")
+    averaging = Sequential(
+        tuple(
+            dataclasses.replace(layer, momentum=None) if isinstance(layer, BatchNorm) else layer for layer in net.layers
+        )
+    )
+    new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
+    device_x = backend.asarray(_checked_inputs("x", x, net))
+    for rows in batches(device_x.shape[0], batch_size, np.random.default_rng(0)):  # sorted rows would mislead
+        part = backend.xp.take(device_x, backend.asarray(rows), axis=0)
+        _, new, _ = averaging.forward(params, new, part, training=True)
+    return new
+
+
+def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str, float]:
+    """How far running statistics are from others, in the worst channel of all layers.
+
+    Returns
+    -------
+    dict
+        `mean_gap`: |mean - precise mean| in standard deviations; `var_ratio`: the larger variance (plus
+        eps) over the smaller; `batches`: updates that the running statistics have seen. Empty where there
+        are no running statistics.
+    """
+    layers = [key for key, value in state.items() if "batches" in value]
+    if not layers:
+        return {}
+    mean_gap, var_ratio = 0.0, 1.0
+    for key in layers:
+        mean, var = (as_numpy(state[key][name]).astype(np.float64) for name in ("mean", "var"))
+        true_mean, true_var = (as_numpy(precise[key][name]).astype(np.float64) for name in ("mean", "var"))
+        mean_gap = max(mean_gap, float(np.max(np.abs(mean - true_mean) / np.sqrt(true_var + eps))))
+        ratio = (var + eps) / (true_var + eps)
+        var_ratio = max(var_ratio, float(np.max(np.maximum(ratio, 1 / ratio))))
+    seen = min(int(state[key]["batches"]) for key in layers)
+    return {"mean_gap": mean_gap, "var_ratio": var_ratio, "batches": seen}
+
+
+def checked_rows(name: str, rows: Rows, net: Sequential, loss: str) -> Rows:
+    """Rows as host arrays, refused where they do not fit the network and the loss."""
+    if len(rows) != 2:
+        raise ValueError(f"{name}: expected a pair (x, targets), got {len(rows)} items")
+    x, targets = _checked_inputs(name, rows[0], net), np.asarray(rows[1])
+    _loss(loss)
+    if targets.shape[:1] != x.shape[:1]:
+        raise ValueError(f"{name}: expected as many targets as rows, got {targets.shape} for {x.shape}")
+    if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
+        raise ValueError(f"{name}: expected finite numbers as targets")
+    if loss != "cross_entropy":
+        return x, targets
+    if targets.dtype.kind not in "iu" or targets.ndim != 1:
+        raise ValueError(f"{name}: expected integer class numbers of shape (N,), got {targets.dtype} {targets.shape}")
+    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < net.outputs:
+        raise ValueError(
+            f"{name}: expected class numbers 0 to {net.outputs - 1}, the network's outputs, "
+            f"got {targets.min()} to {targets.max()}"
+        )
+    return x, targets.astype(np.int64)
+
+
+def _checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any]:
+    x: np.ndarray[Any, Any] = np.asarray(rows)
+    if x.ndim != 2 or (net.inputs is not None and x.shape[1] != net.inputs):
+        raise ValueError(f"{name}: expected x of shape (N, {net.inputs}), got {x.shape}")
+    if x.dtype.kind in "biu":
+        x = x.astype(np.float32)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}")
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise ValueError(f"{name}: expected finite numbers, got {x[row, column]} in row {row}, column {column}")
+    return x
+
+
+def _step(
+    net: Sequential,
+    optimizer: Optimizer,
+    loss: str,
+    params: Tree,
+    state: Tree,
+    opt_state: Tree,
+    x: Array,
+    targets: Array,
+) -> tuple[Tree, Tree, Tree, Array]:
+    """`train_step` with what is static in front, for `jax.jit`."""
+    return train_step(net, optimizer, params, state, opt_state, x, targets, loss)
+
+
+def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
+    if name not in LOSSES:
+        raise ValueError(f"loss: expected {', '.join(LOSSES)}, got {name!r}")
+    return LOSSES[name]
+
+
+def _begin(
+    net: Sequential, optimizer: Optimizer, start: Fitted | None, x: np.ndarray[Any, Any], seed: int, backend: Backend
+) -> Fitted:
+    if start is not None:
+        return _copied(start)
+    params, state = net.init(seed, backend=backend)
+    return Fitted(params, net.measure(state, x, backend=backend), optimizer.init(params))
+
+
+def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
+    return backend.asarray(rows[0]), backend.asarray(rows[1])
+
+
+def _measure(net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str) -> dict[str, float]:
+    x, targets = data
+    outputs = _outputs(net, fitted.params, fitted.state, x)
+    xp = array_namespace(outputs)
+    value, _ = _loss(loss)(outputs, targets)
+    if loss == "mse":
+        t = xp.reshape(xp.astype(targets, outputs.dtype), outputs.shape)
+        spread = xp.mean(xp.var(t, axis=0))
+        return {"loss": float(value), "r2": float(1 - value / spread)}
+    guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
+    truth = targets if loss == "cross_entropy" else targets > 0.5
+    right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
+    return {"loss": float(value), "accuracy": right / max(1, targets.shape[0])}
+
+
+def _outputs(net: Sequential, params: Tree, state: Tree, x: Array) -> Array:
+    """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
+    blocks = range(0, max(x.shape[0], 1), INFERRED)
+    outputs = [net.forward(params, state, x[i : i + INFERRED, ...], training=False)[0] for i in blocks]
+    return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
+
+
+def _copied(fitted: Fitted) -> Fitted:
+    """A copy that later steps, which write into what they are given, leave alone."""
+    return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+
+
+def _prefixed(prefix: str, metrics: dict[str, float], but: str = "") -> dict[str, float]:
+    return {f"{prefix}_{name}": value for name, value in metrics.items() if name != but}

@@ -1,0 +1,79 @@
+"""Nested dicts of arrays: parameters, gradients, running statistics, optimiser state.
+
+Two trees are paired by key, never by position: `jax.jit` hands dicts back with their keys sorted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from array_api_compat import array_namespace, is_array_api_obj
+
+from ._typing import Tree
+
+
+def leaves(tree: Tree, like: Tree | None = None) -> list[Any]:
+    """The leaves of tree, in the key order of `like`."""
+    found: list[Any] = []
+    for key, value in (tree if like is None else like).items():
+        if isinstance(value, dict):
+            found += leaves(tree[key], value)
+        else:
+            found.append(tree[key])
+    return found
+
+
+def names(tree: Tree) -> list[str]:
+    """The keys of each leaf joined by dots ("1.gamma"), in the order of `leaves`."""
+    return [name for name, _ in _items(tree, "")]
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """The leaves by name: {"1.gamma": ...}."""
+    return dict(_items(tree, ""))
+
+
+def unflatten(flat: dict[str, Any]) -> Tree:
+    """The tree of a `flatten`."""
+    tree: Tree = {}
+    for name, value in flat.items():
+        *parents, key = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[key] = value
+    return tree
+
+
+def rebuild(like: Tree, values: list[Any]) -> Tree:
+    """A tree with the keys of `like` and these leaves, in the order of `leaves`."""
+    return _rebuild(like, iter(values))
+
+
+def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:
+    """A tree of function(leaf)."""
+    return {
+        key: map_leaves(function, value) if isinstance(value, dict) else function(value) for key, value in tree.items()
+    }
+
+
+def copied(tree: Tree) -> Tree:
+    """A tree that shares no memory with this one: what is donated later leaves it alone."""
+
+    def copy(leaf: Any) -> Any:
+        return array_namespace(leaf).asarray(leaf, copy=True) if is_array_api_obj(leaf) else leaf
+
+    return map_leaves(copy, tree)
+
+
+def _items(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _items(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _rebuild(like: Tree, values: Iterator[Any]) -> Tree:
+    return {key: _rebuild(value, values) if isinstance(value, dict) else next(values) for key, value in like.items()}
