@@ -22,6 +22,7 @@ import numpy as np
 from . import functional as F
 from ._typing import Array, Tree
 from .backends import Backend
+from .functional import checks
 
 PARAMETERS = ("weight", "bias", "gamma", "beta")
 """What is learned, by name; everything else in a layer is state."""
@@ -84,8 +85,8 @@ class BatchNorm:
 
     def __post_init__(self) -> None:
         _size("features", self.features)
-        if self.activation not in (None, "relu"):
-            raise ValueError(f"activation: expected None or 'relu', got {self.activation!r}; add an Activation layer")
+        checks.fused_relu(self.activation)
+        checks.epsilon(self.eps)
         if self.momentum is not None and not 0 <= self.momentum <= 1:
             raise ValueError(f"momentum: expected None or a number in [0, 1], got {self.momentum!r}")
 
@@ -152,10 +153,13 @@ class Standardize:
 
     def measure(self, x: np.ndarray[Any, Any], backend: Backend) -> Tree:
         """The state for these training rows, a host array of shape (N, features)."""
-        mean = x.mean(axis=0, dtype=np.float64)
-        var = np.zeros_like(mean)
+        rough = x.mean(axis=0, dtype=np.float64)
+        rest, square = np.zeros_like(rough), np.zeros_like(rough)
         for start in range(0, len(x), 4096):  # in blocks: no float64 copy of the data
-            var += np.sum((x[start : start + 4096] - mean) ** 2, axis=0) / len(x)
+            centered = x[start : start + 4096] - rough
+            rest += np.sum(centered, axis=0) / len(x)
+            square += np.sum(centered * centered, axis=0) / len(x)
+        mean, var = rough + rest, square - rest * rest
         constant = var <= (1e-7 * mean) ** 2
         return {"mean": backend.asarray(mean), "var": backend.asarray(np.where(constant, 1.0, var))}
 

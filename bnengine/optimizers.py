@@ -5,6 +5,7 @@ The updates equal PyTorch's step for step, with its defaults.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -87,7 +88,7 @@ class Optimizer:
         scalars = {"rate": self.rate(step), **dict(self.options)}
         if self.rule == "adam":
             for i in "12":
-                scalars[f"correction{i}"] = 1 - scalars[f"beta{i}"] ** (step + 1)
+                scalars[f"correction{i}"] = _correction(scalars[f"beta{i}"], step + 1)
         return {name: _as_scalar(value, like) for name, value in scalars.items()}
 
 
@@ -284,6 +285,13 @@ def clip_by_norm(grads: list[Array], largest: float) -> list[Array]:
 
 def _zeros_like(p: Array) -> Array:
     return array_namespace(p).zeros_like(p)
+
+
+def _correction(beta: float, step: Any) -> Any:
+    """1 - beta**step, without the cancellation that would cost a traced float32 five digits."""
+    if not is_array_api_obj(step):
+        return 1 - beta**step
+    return -array_namespace(step).expm1(step * math.log(beta)) if beta else 1.0
 
 
 def _as_scalar(value: Any, like: Array) -> Any:

@@ -249,7 +249,8 @@ class _Loop:
             raise NonFiniteError(f"the loss was not finite in epoch {epoch}, first at step {first}", last_good)
         row = {"epoch": epoch, "step": step, "learning_rate": float(self.optimizer.rate(step - 1))}
         row["train_loss"] = float(values.mean(dtype=np.float64))
-        seen = (x[:EVALUATED, ...], targets[:EVALUATED, ...])
+        some = min(EVALUATED, x.shape[0])
+        seen = (x[:some, ...], targets[:some, ...])
         return done, row | _prefixed("train", _measure(self.net, done, seen, self.loss), but="loss")
 
     @functools.cached_property
@@ -428,8 +429,9 @@ def _measure(net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: s
 
 def _outputs(net: Sequential, params: Tree, state: Tree, x: Array) -> Array:
     """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
-    blocks = range(0, max(x.shape[0], 1), INFERRED)
-    outputs = [net.forward(params, state, x[i : i + INFERRED, ...], training=False)[0] for i in blocks]
+    rows = x.shape[0]
+    blocks = [x[i : min(i + INFERRED, rows), ...] for i in range(0, max(rows, 1), INFERRED)]
+    outputs = [net.forward(params, state, block, training=False)[0] for block in blocks]
     return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
 
 

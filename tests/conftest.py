@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import libraries
+import numpy as np
+import pytest
+
+
+@pytest.fixture(params=libraries.NAMES)
+def library(request: pytest.FixtureRequest) -> libraries.Library:
+    return libraries.library(request.param)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20150211)
+
+
+@pytest.fixture(autouse=True)
+def _own_directory(tmp_path, monkeypatch):
+    """No test writes into the directory that the suite is run from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("BNENGINE_BACKEND", raising=False)

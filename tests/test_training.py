@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import pytest
+from libraries import need
+
+import bnengine as bn
+from bnengine import data, trees
+
+BACKENDS = ["numpy", "torch", "jax", "array-api-strict", "dask"]
+SMALL = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def backend_of(name, dtype="float32"):
+    need(SMALL.get(name, name))
+    return bn.backend(name, dtype=dtype)
+
+
+def losses_of(backend, optimizer, digits, steps=20, loss="cross_entropy"):
+    """Losses of the first steps on digits; compiled on JAX."""
+    net = bn.mlp([64, 32, 16, 10], standardize=False)
+    params, state = net.init(5, backend=backend)
+    opt_state = optimizer.init(params)
+    step = backend.compiled(functools.partial(bn.train_step, net, optimizer))
+    found = []
+    for i in range(steps):
+        rows = slice(50 * i, 50 * (i + 1))
+        x, labels = backend.asarray(digits.x_train[rows] / 16), backend.asarray(digits.y_train[rows])
+        params, state, opt_state, value = step(params, state, opt_state, x, labels)
+        found.append(float(value))
+    return np.asarray(found)
+
+
+@pytest.mark.parametrize("name", BACKENDS[1:])
+def test_the_same_losses_on_every_library(name, digits):
+    optimizer = bn.optimizers.sgd(0.1)
+    expected = losses_of(bn.backend("numpy"), optimizer, digits)
+    assert expected[-1] < 0.6 * expected[0]
+    np.testing.assert_allclose(losses_of(backend_of(name), optimizer, digits), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", bn.optimizers.BY_NAME)
+@pytest.mark.parametrize("name", ["torch", "array-api-strict"])
+def test_the_same_losses_in_float64_with_every_optimizer(name, rule, digits):
+    optimizer = bn.optimizers.BY_NAME[rule](0.01, weight_decay=1e-3)
+    expected = losses_of(bn.backend("numpy", dtype="float64"), optimizer, digits)
+    np.testing.assert_allclose(losses_of(backend_of(name, "float64"), optimizer, digits), expected, rtol=1e-10)
+
+
+def test_jax_in_float64_gives_the_same_losses(digits):
+    jax = need("jax")
+    with jax.enable_x64(True):
+        for rule in ("nesterov", "rmsprop", "adamw"):
+            optimizer = bn.optimizers.BY_NAME[rule](bn.optimizers.cosine(0.01, steps=30))
+            expected = losses_of(bn.backend("numpy", dtype="float64"), optimizer, digits)
+            found = losses_of(bn.backend("jax", dtype="float64"), optimizer, digits)
+            np.testing.assert_allclose(found, expected, rtol=1e-10)
+
+
+def test_training_on_fake_devices_stays_there(digits, monkeypatch):
+    """A device without float64 refuses creation calls that forget it, and hidden copies to the host."""
+    strict = need("array_api_strict")
+    for device in ("device1", "no_float64"):
+        backend = bn.backend("array-api-strict", device=device)
+        net, optimizer = bn.mlp([64, 16, 10], standardize=True), bn.optimizers.adam(0.01, clip=1.0)
+        rows = digits.x_train[:200], digits.y_train[:200]
+        fitted = bn.fit(net, optimizer, rows, validation=rows, epochs=1, batch_size=50, backend=backend)
+        for leaf in trees.leaves(fitted.params):
+            assert leaf.device == strict.Device(device)
+        assert fitted.history[0]["validation_loss"] < 2.5
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_fit_learns_digits(name, digits):
+    net, optimizer = bn.mlp([64, 64, 10], standardize=True), bn.optimizers.adam(0.01)
+    rows = (digits.x_train[:600], digits.y_train[:600])
+    fitted = bn.fit(net, optimizer, rows, epochs=3, batch_size=100, backend=backend_of(name))
+    measured = bn.evaluate(net, fitted.params, fitted.state, (digits.x_test, digits.y_test), backend=backend_of(name))
+    assert measured["accuracy"] > 0.9
+    outputs = bn.predict(net, fitted.params, fitted.state, digits.x_test, backend=backend_of(name))
+    assert isinstance(outputs, np.ndarray)
+    assert np.mean(outputs.argmax(1) == digits.y_test) == pytest.approx(measured["accuracy"])
+    assert fitted.opt_state["step"] == 18
+
+
+@pytest.mark.parametrize("rows", [65, 64, 66, 3, 2])
+def test_no_batch_of_one(rows):
+    found = data.batches(rows, 64, np.random.default_rng(0))
+    assert min(map(len, found)) >= 2
+    assert sorted(np.concatenate(found)) == list(range(rows))
+    assert [list(a) for a in found] == [list(a) for a in data.batches(rows, 64, np.random.default_rng(0))]
+
+
+def test_a_last_batch_of_one_trains(digits):
+    rows = digits.x_train[:65], digits.y_train[:65]
+    fitted = bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(0.1), rows, epochs=1, batch_size=32)
+    assert fitted.opt_state["step"] == 2
+
+
+def test_training_can_stop_and_go_on(digits):
+    """Three epochs and then three more are six, to the last bit."""
+    net, optimizer = bn.mlp([64, 16, 10], standardize=True), bn.optimizers.adam(0.01)
+    rows = digits.x_train[:300], digits.y_train[:300]
+    whole = bn.fit(net, optimizer, rows, epochs=6)
+    half = bn.fit(net, optimizer, rows, epochs=3)
+    kept = trees.copied(half.params)
+    rest = bn.fit(net, optimizer, rows, epochs=6, start=half)
+    for a, b in zip(trees.leaves(whole.params), trees.leaves(rest.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(trees.leaves(kept), trees.leaves(half.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert [row["train_loss"] for row in rest.history] == [row["train_loss"] for row in whole.history]
+
+
+def test_early_stopping_returns_the_best_epoch(digits):
+    net, optimizer = bn.mlp([64, 32, 10], standardize=True), bn.optimizers.adam(0.05)
+    rows, held = (digits.x_train[:100], digits.y_train[:100]), (digits.x_test, digits.y_test)
+    fitted = bn.fit(net, optimizer, rows, validation=held, epochs=200, early_stopping=3)
+    losses = [row["validation_loss"] for row in fitted.history]
+    assert len(losses) == np.argmin(losses) + 1 + 3 < 200
+    measured = bn.evaluate(net, fitted.params, fitted.state, held)
+    assert measured["loss"] == pytest.approx(min(losses), rel=1e-6)
+
+
+def test_callback_sees_each_epoch_and_can_stop(digits):
+    seen = []
+
+    def callback(row, now):
+        seen.append((row["epoch"], len(now.history)))
+        return row["epoch"] == 2
+
+    rows = digits.x_train[:100], digits.y_train[:100]
+    bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(0.1), rows, epochs=9, callback=callback)
+    assert seen == [(1, 1), (2, 2)]
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_last_good_network(digits):
+    net, rows = bn.mlp([64, 8, 10], norm=None), (digits.x_train[:100], digits.y_train[:100])
+    blown = bn.optimizers.sgd(lambda step: 0.001 if step < 4 else 1e30)
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(bn.NonFiniteError, match="not finite in epoch 2, first at step 6") as e,
+    ):
+        bn.fit(net, blown, rows, epochs=5, batch_size=25)
+    good = e.value.last_good
+    assert len(good.history) == 1
+    assert np.isfinite(bn.evaluate(net, good.params, good.state, rows)["loss"])
+    assert all(np.isfinite(p).all() for p in trees.leaves(good.params))
+
+
+def test_nothing_waits_for_the_device_inside_an_epoch(digits, monkeypatch):
+    """On JAX every reading of a value goes through __array__, __float__ or __bool__: none happens between steps."""
+    jax = need("jax")
+    array_type = type(jax.numpy.zeros(1))
+    reads, steps = [], []
+    for name in ("__array__", "__float__", "__int__", "__bool__", "__index__"):
+        original = getattr(array_type, name)
+
+        def counted(self, *args, _original=original, **kwargs):
+            reads.append(len(steps))
+            return _original(self, *args, **kwargs)
+
+        monkeypatch.setattr(array_type, name, counted)
+
+    def progress(batches):
+        for batch in batches:
+            steps.append(batch)
+            yield batch
+
+    rows = digits.x_train[:400], digits.y_train[:400]
+    bn.fit(
+        bn.mlp([64, 8, 10], standardize=True),
+        bn.optimizers.adam(0.01),
+        rows,
+        epochs=2,
+        batch_size=40,
+        backend=bn.backend("jax"),
+        progress=progress,
+    )
+    assert len(steps) == 20
+    assert set(reads) <= {0, 10, 20}
+    assert reads.count(10) > 0
+
+
+def test_precise_statistics_are_the_data_s(rng):
+    """For a first layer they are what the batches' own statistics average to; a sorted data set is no trap."""
+    x = np.sort(rng.standard_normal((1000, 4)) * 3 + 1, axis=0)
+    net = bn.Sequential((bn.BatchNorm(4), bn.Linear(4, 2)))
+    backend = bn.backend("numpy", dtype="float64")
+    params, state = net.init(0, backend=backend)
+    precise = bn.precise_statistics(net, params, state, x, batch_size=250, backend=backend)
+    np.testing.assert_allclose(precise["0"]["mean"], x.mean(0), rtol=1e-10)
+    np.testing.assert_allclose(precise["0"]["var"], x.var(0, ddof=1), rtol=0.02)
+    gap = bn.statistics_gap(state, precise)
+    assert gap["mean_gap"] == pytest.approx(np.max(np.abs(x.mean(0)) / x.std(0)), rel=0.02)
+    assert gap["var_ratio"] == pytest.approx(np.max(x.var(0)), rel=0.02)
+    assert gap["batches"] == 0
+    assert bn.statistics_gap({}, {}) == {}
+
+
+def test_precise_bn_at_the_end_of_fit(digits):
+    net, optimizer = bn.mlp([64, 16, 10], standardize=True), bn.optimizers.adam(0.02)
+    rows = digits.x_train[:256], digits.y_train[:256]
+    gaps = {}
+    for precise_bn in (False, True):
+        fitted = bn.fit(net, optimizer, rows, epochs=2, batch_size=32, precise_bn=precise_bn)
+        precise = bn.precise_statistics(net, fitted.params, fitted.state, rows[0], batch_size=32)
+        gaps[precise_bn] = bn.statistics_gap(fitted.state, precise)["mean_gap"]
+    assert gaps[True] == 0 < gaps[False]
+
+
+def test_regression_and_logistic_regression(rng):
+    x = rng.standard_normal((400, 3)) * [1, 100, 0.01]
+    net = bn.mlp([3, 1], standardize=True)
+    values = x @ [2.0, 0.01, 100.0] + 3
+    fitted = bn.fit(net, bn.optimizers.adam(0.1), (x, values), loss="mse", epochs=60)
+    assert bn.evaluate(net, fitted.params, fitted.state, (x, values), loss="mse")["r2"] > 0.99
+    labels = (values > 3).astype(int)
+    fitted = bn.fit(net, bn.optimizers.adam(0.1), (x, labels), loss="binary_cross_entropy", epochs=30)
+    assert fitted.history[-1]["train_accuracy"] > 0.97
+
+
+def test_dask_graphs_do_not_grow(digits):
+    backend = backend_of("dask")
+    net, optimizer = bn.mlp([64, 8, 10]), bn.optimizers.adam(0.01)
+    params, state = net.init(0, backend=backend)
+    opt_state = optimizer.init(params)
+    x, labels = backend.asarray(digits.x_train[:20]), backend.asarray(digits.y_train[:20])
+    sizes = []
+    for _ in range(4):
+        params, state, opt_state, _ = bn.train_step(net, optimizer, params, state, opt_state, x, labels)
+        sizes.append(sum(len(leaf.__dask_graph__()) for leaf in trees.leaves(params)))
+    assert sizes[0] == sizes[-1]
+
+
+ROWS = np.zeros((4, 3), np.float32), np.zeros(4, int)
+NET = bn.mlp([3, 2])
+REFUSED = [
+    ({"train": (ROWS[0][0], ROWS[1])}, r"train: expected x of shape \(N, 3\), got \(3,\)"),
+    ({"train": (ROWS[0][:, :2], ROWS[1])}, r"train: expected x of shape \(N, 3\), got \(4, 2\)"),
+    ({"train": (ROWS[0][:1], ROWS[1][:1])}, "train: expected at least 2 rows, got 1"),
+    ({"train": (ROWS[0], ROWS[1][:2])}, "train: expected as many targets as rows"),
+    ({"train": (ROWS[0], ROWS[1] + 2)}, "train: expected class numbers 0 to 1, the network's outputs, got 2 to 2"),
+    ({"train": (ROWS[0], ROWS[1] + 0.5)}, "train: expected integer class numbers"),
+    ({"train": (ROWS[0] * math.nan, ROWS[1])}, "train: expected finite numbers, got nan in row 0, column 0"),
+    ({"train": (ROWS[0].astype(str), ROWS[1])}, "train: expected numbers, got dtype"),
+    ({"train": ROWS, "validation": (ROWS[0][:, :1], ROWS[1])}, r"validation: expected x of shape \(N, 3\)"),
+    ({"train": ROWS, "loss": "hinge"}, "loss: expected cross_entropy, binary_cross_entropy, mse, got 'hinge'"),
+    ({"train": ROWS, "early_stopping": 2}, "early_stopping: expected validation rows"),
+    ({"train": ROWS, "batch_size": 1}, "batch_size: expected at least 2 rows in batches of at least 2"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        bn.fit(NET, bn.optimizers.sgd(), **{"epochs": 1, **arguments})
