@@ -234,8 +234,8 @@ def _is_number(text: str) -> bool:
 def read_npz(path: Path) -> dict[str, HostArray]:
     """The arrays of an npz file; pickled objects are refused."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
     except Exception as error:
         raise DataError(f"{path}: cannot be read as npz: {error}") from error
 
@@ -364,7 +364,7 @@ def values(y: HostArray, where: str) -> HostArray:
     """Targets of a regression as numbers."""
     found = _as_numbers(y)
     if found is None:
-        raise DataError(f"{where}: regression needs finite numbers as targets, got for example {y[0]!r}")
+        raise DataError(f"{where}: regression needs finite numbers as targets, got for example {str(y[0])!r}")
     return found
 
 
@@ -381,7 +381,7 @@ def _as_task(y: HostArray, task: str) -> tuple[str, tuple[str, ...], HostArray]:
         y = found.astype(np.int64)  # classes in the order of their numbers, not of their text
     classes, index = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        raise DataError(f"data: expected at least 2 classes, got only {classes[0]!r}")
+        raise DataError(f"data: expected at least 2 classes, got only {str(classes[0])!r}")
     return task, tuple(map(str, classes)), index
 
 

@@ -201,7 +201,7 @@ def fit(
         now, row = loop.epoch(now, epoch)
         row["seconds"] = time.perf_counter() - began
         if held is not None:
-            row |= _prefixed("validation", _measure(net, now, held, loss))
+            row |= _prefixed("validation", _measure(net, now, held, loss, backend))
         now = dataclasses.replace(now, history=[*now.history, row])
         stop = callback is not None and bool(callback(row, now))
         if early_stopping is not None:
@@ -251,7 +251,7 @@ class _Loop:
         row["train_loss"] = float(values.mean(dtype=np.float64))
         some = min(EVALUATED, x.shape[0])
         seen = (x[:some, ...], targets[:some, ...])
-        return done, row | _prefixed("train", _measure(self.net, done, seen, self.loss), but="loss")
+        return done, row | _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend), but="loss")
 
     @functools.cached_property
     def step(self) -> Callable[..., tuple[Tree, Tree, Tree, Array]]:
@@ -280,7 +280,7 @@ def evaluate(
     """
     backend = backend or make_backend("numpy")
     on_device = _on_device(checked_rows("rows", rows, net, loss), backend)
-    return _measure(net, Fitted(params, state, {}), on_device, loss)
+    return _measure(net, Fitted(params, state, {}), on_device, loss, backend)
 
 
 def predict(
@@ -289,7 +289,7 @@ def predict(
     """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
     backend = backend or make_backend("numpy")
     x = _checked_inputs("x", x, net)
-    return as_numpy(_outputs(net, params, state, backend.asarray(x)))
+    return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
 
 
 def precise_statistics(
@@ -312,10 +312,10 @@ def precise_statistics(
         )
     )
     new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
+    averaged = _compiled(averaging, backend, True)
     device_x = backend.asarray(_checked_inputs("x", x, net))
     for rows in batches(device_x.shape[0], batch_size, np.random.default_rng(0)):  # sorted rows would mislead
-        part = backend.xp.take(device_x, backend.asarray(rows), axis=0)
-        _, new, _ = averaging.forward(params, new, part, training=True)
+        _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(rows), axis=0))
     return new
 
 
@@ -412,9 +412,11 @@ def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
     return backend.asarray(rows[0]), backend.asarray(rows[1])
 
 
-def _measure(net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str) -> dict[str, float]:
+def _measure(
+    net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str, backend: Backend
+) -> dict[str, float]:
     x, targets = data
-    outputs = _outputs(net, fitted.params, fitted.state, x)
+    outputs = _outputs(net, fitted.params, fitted.state, x, backend)
     xp = array_namespace(outputs)
     value, _ = _loss(loss)(outputs, targets)
     if loss == "mse":
@@ -427,12 +429,24 @@ def _measure(net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: s
     return {"loss": float(value), "accuracy": right / max(1, targets.shape[0])}
 
 
-def _outputs(net: Sequential, params: Tree, state: Tree, x: Array) -> Array:
+def _outputs(net: Sequential, params: Tree, state: Tree, x: Array, backend: Backend) -> Array:
     """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
     rows = x.shape[0]
     blocks = [x[i : min(i + INFERRED, rows), ...] for i in range(0, max(rows, 1), INFERRED)]
-    outputs = [net.forward(params, state, block, training=False)[0] for block in blocks]
+    infer = _compiled(net, backend, False)
+    outputs = [infer(params, state, block)[0] for block in blocks]
     return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled(net: Sequential, backend: Backend, training: bool) -> Callable[..., tuple[Array, Tree]]:
+    """(params, state, x) -> (output, new state); kept, because JAX compiles each new function again."""
+
+    def forward(params: Tree, state: Tree, x: Array) -> tuple[Array, Tree]:
+        output, new, _ = net.forward(params, state, x, training=training)
+        return output, new
+
+    return backend.compiled(forward)
 
 
 def _copied(fitted: Fitted) -> Fitted:

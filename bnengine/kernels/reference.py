@@ -33,6 +33,10 @@ class Moments(NamedTuple):
     """The biased variance."""
 
 
+BLOCK = 16
+"""Values that are added in order where there is no float64."""
+
+
 def statistics_dtype(x: Array) -> Array:
     """float64 for float64, else float32."""
     xp = array_namespace(x)
@@ -178,17 +182,17 @@ def _along(v: Array, x: Array, axis: int) -> Array:
 
 
 def _sum(x: Array, axis: int) -> Array:
-    """Sum over every axis but `axis`: in float64 where there is one, else pairwise."""
+    """Sum over every axis but `axis`: in float64 where there is one, else in blocks of blocks."""
     xp = array_namespace(x)
     wide = _float64(x)
     if wide is not None:
         return xp.sum(x, axis=tuple(i for i in range(x.ndim) if i != axis), dtype=wide)
     rows = xp.reshape(xp.moveaxis(x, axis, -1), (-1, x.shape[axis]))
-    while rows.shape[0] > 1:  # a float32 sum of a million rows in order would lose 2e-4
-        half = rows.shape[0] // 2
-        halves = rows[:half, :] + rows[half : 2 * half, :]
-        rows = halves if rows.shape[0] == 2 * half else xp.concat([halves, rows[2 * half :, :]])
-    return rows[0, :]
+    while rows.shape[0] > BLOCK:  # a float32 sum of a million rows in order would lose 2e-4
+        whole = rows.shape[0] // BLOCK * BLOCK
+        blocks = xp.sum(xp.reshape(rows[:whole, :], (-1, BLOCK, x.shape[axis])), axis=1)
+        rows = blocks if whole == rows.shape[0] else xp.concat([blocks, rows[whole:, :]])
+    return xp.sum(rows, axis=0)
 
 
 def _float64(x: Array) -> Array | None:

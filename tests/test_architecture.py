@@ -1,0 +1,62 @@
+"""What importing costs and brings in, and which way imports point."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bnengine as bn
+
+PACKAGE = Path(bn.__file__).parent
+OPTIONAL = [
+    "cupy",
+    "numba",
+    "torch",
+    "jax",
+    "dask",
+    "sklearn",
+    "matplotlib",
+    "mpi4py",
+    "safetensors",
+    "tqdm",
+    "tomli_w",
+    "array_api_strict",
+]
+
+
+def in_a_fresh_process(code):
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return json.loads(result.stdout)
+
+
+def test_importing_brings_in_no_optional_library():
+    code = "import bnengine, sys, json; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    assert not set(OPTIONAL) & set(in_a_fresh_process(code))
+
+
+def test_the_command_line_starts_without_them_too():
+    code = "import bnengine.cli, sys, json; print(json.dumps([m for m in sys.modules if '.' not in m]))"
+    assert not set(OPTIONAL) & set(in_a_fresh_process(code))
+
+
+def imports_of(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
+
+
+def test_the_reference_uses_nothing_but_the_array_api():
+    found = set(imports_of(PACKAGE / "kernels" / "reference.py"))
+    assert found <= {"__future__", "math", "typing", "array_api_compat"}
+
+
+def test_public_names_are_documented():
+    for name in dir(bn):
+        value = getattr(bn, name)
+        if not name.startswith("_") and callable(value):
+            assert value.__doc__, name

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from libraries import need
+
+import bnengine as bn
+from bnengine import backends
+
+MODULES = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
+
+
+@pytest.mark.parametrize("name", [name for name in backends.NAMES if name != "cupy"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_arrays_go_there_and_come_back(name, dtype):
+    need(MODULES.get(name, name))
+    if (name, dtype) == ("jax", "float64"):
+        with pytest.raises(ValueError, match="dtype: jax has no float64 on device default; set JAX_ENABLE_X64=1"):
+            bn.backend(name, dtype=dtype)
+        return
+    backend = bn.backend(name, dtype=dtype)
+    host = np.asarray([[0.5, 2.0], [3.0, -1.0]])
+    host.flags.writeable = False
+    there = backend.asarray(host)
+    assert there.dtype == backend.dtype
+    assert type(there).__module__.partition(".")[0].removesuffix("lib") == name.partition("-")[0].replace(
+        "array", "array_api_strict"
+    )
+    np.testing.assert_array_equal(backends.as_numpy(there), host)
+    assert backends.as_numpy(backend.asarray(np.asarray([1, 2]))).dtype.kind == "i"
+
+
+def test_auto_is_numpy_without_a_gpu():
+    if backends.unusable("cupy") is None:
+        assert bn.backend("auto").name == "cupy"
+    else:
+        assert bn.backend("auto").name == "numpy"
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("torch", "cpu"), ("jax", "cpu"), ("jax", "cpu:0"), ("array-api-strict", "device1")]
+)
+def test_devices_by_their_own_names(name, device):
+    need(MODULES.get(name, name))
+    assert bn.backend(name, device=device).asarray([1.0]).shape == (1,)
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match=r"backend: expected auto, numpy, cupy, .*, got 'tensorflow'"):
+        bn.backend("tensorflow")
+    with pytest.raises(ValueError, match="dtype: expected float32 or float64, got 'float16'"):
+        bn.backend("numpy", dtype="float16")
+    with pytest.raises(ValueError, match="device: numpy has only 'cpu', got 'cuda:0'"):
+        bn.backend("numpy", device="cuda:0")
+    need("array_api_strict")
+    with pytest.raises(ValueError, match="device: array-api-strict has no 'cuda:0' here"):
+        bn.backend("array-api-strict", device="cuda:0")
+    with pytest.raises(ValueError, match="dtype: array-api-strict has no float64 on device no_float64"):
+        bn.backend("array-api-strict", dtype="float64", device="no_float64")
+    if backends.unusable("cupy"):
+        with pytest.raises(ImportError, match=r"backend: cupy cannot be used here: .*(extra cuda12 or cuda13|no GPU)"):
+            bn.backend("cupy")
+
+
+def test_torch_devices_that_are_not_there():
+    torch = need("torch")
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device: torch has no 'cuda:1' here"):
+            bn.backend("torch", device="cuda:1")
+
+
+def test_the_list_says_why_not():
+    rows = {row.name: row for row in backends.listed()}
+    assert rows["numpy"].usable
+    assert rows["numpy"].version == np.__version__
+    for row in rows.values():
+        assert row.usable != bool(row.why_not)

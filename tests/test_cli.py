@@ -1,0 +1,306 @@
+"""The commands as a user gives them: in their own process where the process matters, else through main()."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from libraries import need
+
+import bnengine as bn
+from bnengine import checkpoints, data, trees
+from bnengine.cli import main
+from bnengine.config import FIELDS
+
+QUICK = ["--epochs", "2", "--hidden", "32", "--batch-size", "50", "--learning-rate", "0.02"]
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error)."""
+    try:
+        status = main([str(a) for a in arguments])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def digits_run(capsys):
+    assert run(capsys, "train", "--out", "run", *QUICK)[0] == 0
+    return Path("run")
+
+
+def test_train_writes_a_whole_run_directory(digits_run):
+    assert set(os.listdir(digits_run)) == set(checkpoints.RUN_FILES)
+    rows = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in rows] == [1, 2]
+    assert {"step", "seconds", "train_loss", "validation_loss", "validation_accuracy"} <= set(rows[0])
+    summary = json.loads((digits_run / "summary.json").read_text())
+    expected = "test_accuracy test_loss epochs steps seconds backend device dtype kernels parameters seed version"
+    assert set(expected.split()) <= set(summary)
+    assert (summary["epochs"], summary["steps"], summary["backend"]) == (2, 52, "numpy")
+    assert summary["test_accuracy"] > 0.7
+    assert (digits_run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_command_gives_the_same_network(digits_run, capsys):
+    assert run(capsys, "train", "--out", "again", "--config", digits_run / "config.toml")[0] == 0
+    first, second = (bn.load(f"{name}/model.safetensors") for name in ("run", "again"))
+    for a, b in zip(trees.leaves(first.params), trees.leaves(second.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_evaluate_repeats_the_test_accuracy(digits_run, capsys):
+    status, out, _ = run(capsys, "evaluate", digits_run)
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert status == 0
+    assert f"accuracy: {summary['test_accuracy']:.6g}\n" in out
+    assert "rows: 360" in out
+
+
+def test_predict_needs_nothing_but_the_run(digits_run, capsys):
+    dataset = data.load("digits")
+    np.savez("rows.npz", x=dataset.x_test)  # raw rows: standardisation is in the model
+    for name in ("summary.json", "metrics.jsonl", "checkpoint.safetensors", "curves.png"):
+        (digits_run / name).unlink()
+    status, out, _ = run(capsys, "predict", digits_run, "--data", "rows.npz")
+    assert status == 0
+    rows = list(csv.DictReader(out.splitlines()))
+    assert list(rows[0]) == ["prediction", *(f"p({i})" for i in range(10))]
+    guesses = np.asarray([int(row["prediction"]) for row in rows])
+    assert np.mean(guesses == dataset.y_test) > 0.7
+    assert sum(float(rows[0][f"p({i})"]) for i in range(10)) == pytest.approx(1, abs=1e-5)
+    assert run(capsys, "predict", digits_run, "--data", "rows.npz", "--out", "guesses.csv")[:2] == (0, "")
+    assert Path("guesses.csv").read_text() == out
+
+
+def test_a_csv_from_training_to_prediction(capsys, rng):
+    x = rng.standard_normal((300, 2)) * [1, 1e3]
+    kind = np.where(x[:, 0] > 0, "right", "left")
+    with Path("points.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["kind", "east", "north"])
+        writer.writerows([k, *row] for k, row in zip(kind, x, strict=True))
+    assert (
+        run(capsys, "train", "--data", "points.csv", "--label", "kind", "--out", "run", *QUICK, "--epochs", 20)[0] == 0
+    )
+    status, out, _ = run(capsys, "evaluate", "run", "--data", "points.csv")
+    assert status == 0
+    assert float(out.split("accuracy: ")[1]) > 0.95
+    Path("new.csv").write_text("north,east,remark\n5,2,x\n5,-2,y\n")  # other order, no label, one column more
+    status, out, _ = run(capsys, "predict", "run", "--data", "new.csv")
+    assert [line.split(",")[0] for line in out.splitlines()] == ["prediction", "right", "left"]
+    Path("new.csv").write_text("north\n5\n")
+    assert run(capsys, "predict", "run", "--data", "new.csv") == (
+        2,
+        "",
+        "bnengine: new.csv: no column east; its columns are north\n",
+    )
+
+
+def test_regression_from_training_to_prediction(capsys, rng):
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True)
+    np.savez("diabetes.npz", x=x, y=y)
+    options = ["--task", "regression", "--out", "run", "--hidden", "0", "--epochs", 40, "--learning-rate", 0.02]
+    status, out, _ = run(capsys, "train", "--data", "diabetes.npz", *options)
+    assert status == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["test_r2"] > 0.3
+    assert 40 < summary["test_rmse"] < 70  # in the units of the targets, whose standard deviation is 77
+    status, out, _ = run(capsys, "predict", "run", "--data", "diabetes.npz")
+    values = np.asarray([float(line) for line in out.splitlines()[1:]])
+    assert np.corrcoef(values, y)[0, 1] > 0.6
+    assert abs(values.mean() - y.mean()) < 15
+    status, out, _ = run(capsys, "evaluate", "run")
+    assert f"r2: {summary['test_r2']:.6g}" in out
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--norm", "none"],
+        ["--norm-position", "post", "--activation", "tanh"],
+        ["--no-standardize", "--activation", "leaky_relu", "--initialization", "normal", "--initial-scale", "0.05"],
+        ["--optimizer", "nesterov", "--schedule", "step", "--warm-up", "1", "--weight-decay", "1e-4", "--clip", "1"],
+        ["--early-stopping", "1", "--precise-bn", "--schedule", "constant", "--dtype", "float64"],
+        ["--data", "breast-cancer", "--hidden", "0", "--validation", "0"],
+    ],
+)
+def test_options_train(capsys, options):
+    status, out, err = run(capsys, "train", "--out", "run", *QUICK, *options)
+    assert (status, err) == (0, "")
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["test_accuracy"] > 0.2
+    assert f"test_accuracy {summary['test_accuracy']:.4f}" in out
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "array-api-strict", "dask"])
+def test_every_backend_trains_the_same_network(capsys, backend, digits_run):
+    need({"array-api-strict": "array_api_strict", "dask": "dask.array"}.get(backend, backend))
+    status, _, _ = run(capsys, "train", "--backend", backend, "--out", "other", *QUICK)
+    assert status == 0
+    ours, theirs = (json.loads(Path(name, "summary.json").read_text()) for name in ("run", "other"))
+    assert theirs["backend"] == backend
+    assert theirs["test_loss"] == pytest.approx(ours["test_loss"], rel=1e-2)
+    assert run(capsys, "evaluate", "other", "--backend", "numpy")[0] == 0
+
+
+def test_resume_goes_on_to_the_same_bits(capsys):
+    assert run(capsys, "train", "--out", "whole", *QUICK, "--epochs", 4)[0] == 0
+    assert run(capsys, "train", "--out", "cut", *QUICK, "--epochs", 4, "--resume")[0] == 0  # starts where nothing was
+    whole, history = bn.load("whole/model.safetensors"), Path("whole/metrics.jsonl").read_text().splitlines()
+    stopped = bn.fit(*_problem(), epochs=2, batch_size=50)
+    checkpoint = bn.load("cut/checkpoint.safetensors")
+    checkpoint.metadata["history"] = checkpoint.metadata["history"][:2]
+    bn.save(
+        "cut/checkpoint.safetensors",
+        checkpoint.net,
+        stopped.params,
+        stopped.state,
+        opt_state=stopped.opt_state,
+        metadata=checkpoint.metadata,
+    )
+    Path("cut/model.safetensors").unlink()
+    assert run(capsys, "train", "--out", "cut", *QUICK, "--epochs", 4, "--resume")[0] == 0
+    resumed = bn.load("cut/model.safetensors")
+    for a, b in zip(trees.leaves(whole.params), trees.leaves(resumed.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = Path("cut/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["train_loss"] for line in again] == [json.loads(line)["train_loss"] for line in history]
+
+
+def _problem():
+    from bnengine.config import resolve
+    from bnengine.runs import Problem
+
+    problem = Problem.of(resolve({"epochs": 4, "hidden": "32", "batch_size": 50, "learning_rate": 0.02}))
+    return problem.net, problem.optimizer, problem.train
+
+
+def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys):
+    with np.errstate(all="ignore"):
+        status, _, err = run(
+            capsys, "train", "--out", "run", *QUICK, "--norm", "none", "--optimizer", "sgd", "--learning-rate", "1e30"
+        )
+    assert status == 1
+    assert err.startswith("bnengine: the loss was not finite in epoch 1, first at step ")
+    assert all(np.isfinite(leaf).all() for leaf in trees.leaves(bn.load("run/model.safetensors").params))
+
+
+WRONG = [
+    (["train", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+    (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
+    (["train", "--data", "digits", "--label", "y"], "label: only a CSV file has a label column"),
+    (["train", "--config", "none.toml"], "none.toml: cannot be read as TOML"),
+    (["train", "--resume"], "resume: name the run with --out"),
+    (["train", "--resume", "--overwrite", "--out", "x"], "resume and overwrite exclude each other"),
+    (["train", "--out", "existing"], "out: existing exists; --resume goes on with it, --overwrite starts anew"),
+    (["train", "--backend", "numpy", "--device", "cuda:0"], "device: numpy has only 'cpu', got 'cuda:0'"),
+    (["train", "--validation", "0", "--early-stopping", "2"], "early_stopping: needs validation rows"),
+    (["train", "--hidden", "a,b"], "hidden: expected sizes such as 256,128, got 'a,b'"),
+    (["evaluate", "nowhere"], "nowhere: expected the directory of a finished run"),
+    (["predict", "nowhere", "--data", "digits"], "nowhere: expected the directory of a finished run"),
+    (["train", "--norm", "layer"], "argument --norm: invalid choice: 'layer'"),
+    (["train", "--epochs", "many"], "argument --epochs: invalid int value: 'many'"),
+    (["fly"], "invalid choice: 'fly'"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG, ids=range(len(WRONG)))
+def test_a_wrong_request_is_exit_status_2_in_one_line(capsys, arguments, message):
+    Path("existing").mkdir()
+    Path("existing/config.toml").write_text("")
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not Path("runs").exists()
+
+
+def test_wrong_data_for_a_run(digits_run, capsys):
+    np.savez("narrow.npz", x=np.ones((3, 5)), y=np.zeros(3, int))
+    for command in ("predict", "evaluate"):
+        status, _, err = run(capsys, command, digits_run, "--data", "narrow.npz")
+        assert (status, err) == (2, "bnengine: narrow.npz: the run was trained on 64 features, got 5\n")
+    np.savez("strange.npz", x=np.ones((3, 64)), y=np.asarray([1, 2, 11]))
+    status, _, err = run(capsys, "evaluate", digits_run, "--data", "strange.npz")
+    assert status == 2
+    assert "label '11' in row 2 is none of the classes" in err
+
+
+def test_resume_refuses_another_configuration(digits_run, capsys):
+    status, _, err = run(capsys, "train", "--out", digits_run, "--resume", *QUICK, "--learning-rate", "0.5")
+    assert status == 2
+    assert err.startswith("bnengine: resume: learning_rate was 0.02 in run and is 0.5 now")
+
+
+def test_help_is_complete(capsys):
+    status, out, _ = run(capsys, "train", "--help")
+    assert status == 0
+    for name in (*FIELDS, "config", "out", "resume", "overwrite", "debug"):
+        assert f"--{name.replace('_', '-')}" in out, name
+    assert run(capsys)[0] == 2
+    assert run(capsys, "--version")[1] == f"bnengine {bn.__version__}\n"
+
+
+def test_backends_says_what_is_usable(capsys):
+    status, out, _ = run(capsys, "backends")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[1].startswith("numpy ")
+    assert np.__version__ in lines[1]
+    if "not usable" in lines[2]:
+        assert "install the extra cuda12 or cuda13" in lines[2] or "no GPU answers" in lines[2]
+
+
+def test_debug_shows_the_traceback(capsys):
+    with pytest.raises(data.DataError):
+        main(["train", "--data", "nothing.csv", "--debug"])
+
+
+def bnengine(*arguments, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "bnengine", *arguments], capture_output=True, text=True, check=False, **options
+    )
+
+
+def test_as_a_process():
+    assert bnengine("train", *QUICK).returncode == 0
+    assert os.listdir("runs") == ["digits-001"]
+    assert bnengine("predict", "runs/digits-001", "--data", "digits").stdout.startswith("prediction,")
+    failed = bnengine("evaluate", "runs")
+    assert (failed.returncode, failed.stdout) == (2, "")
+
+
+def test_a_closed_pipe_is_no_error(digits_run):
+    command = f"{sys.executable} -m bnengine predict run --data digits | head -1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("prediction,")
+    assert result.stderr == ""
+
+
+def test_a_missing_extra_is_named(digits_run):
+    code = """
+import sys
+sys.modules["{module}"] = None
+from bnengine.cli import main
+sys.exit(main({arguments}))
+"""
+    cases = [
+        ("sklearn", ["train"], "data: digits comes with scikit-learn; install the extra train"),
+        ("safetensors", ["predict", "run", "--data", "digits"], "needs safetensors; install the extra train"),
+    ]
+    for module, arguments, message in cases:
+        program = code.format(module=module, arguments=arguments)
+        result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert result.returncode == 2, result.stderr
+        assert message in result.stderr
+        assert not Path("runs").exists()
