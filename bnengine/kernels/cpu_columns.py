@@ -31,17 +31,23 @@ PERIOD = 512  # values of a wide row, if one row is shorter and there are rows e
 
 @compiled
 def _sums_about(x: Array, start: int, stop: int, center: Array, s: Array, q: Array) -> None:
-    """s = sum(x - center), q = sum((x - center)^2) for each position."""
+    """s = sum(x - center), q = sum((x - center)^2) for each position; four rows at once, then the rest."""
+    n, period = lanes(x), center.size
     s[:] = 0
     q[:] = 0
-    j = 0
-    for i in range(start, stop, lanes(x)):
-        d = load(x, i) - load(center, j)
-        store(s, j, load(s, j) + d)
-        store(q, j, load(q, j) + d * d)
-        j += lanes(x)
-        if j == center.size:
-            j = 0
+    fours = stop - (stop - start) % (4 * period)
+    for row in range(start, fours, 4 * period):
+        for j in range(0, period, n):
+            c = load(center, j)
+            a0, a1 = load(x, row + j) - c, load(x, row + period + j) - c
+            a2, a3 = load(x, row + 2 * period + j) - c, load(x, row + 3 * period + j) - c
+            store(s, j, load(s, j) + ((a0 + a1) + (a2 + a3)))
+            store(q, j, load(q, j) + ((a0 * a0 + a1 * a1) + (a2 * a2 + a3 * a3)))
+    for row in range(fours, stop, period):
+        for j in range(0, period, n):
+            a0 = load(x, row + j) - load(center, j)
+            store(s, j, load(s, j) + a0)
+            store(q, j, load(q, j) + a0 * a0)
 
 
 @compiled
@@ -138,38 +144,56 @@ def normalize(x: Array, start: int, stop: int, coefficients: Array, relu: bool, 
 
 
 @compiled
+def _block_sums(
+    dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, s: Array, q: Array
+) -> None:
+    """The same of 64 wide rows, two rows at once; then single vectors, then single values."""
+    mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
+    n, period = lanes(x), mean.size
+    s[:] = 0
+    q[:] = 0
+    pairs = stop - (stop - start) % (2 * period)
+    for row in range(start, pairs, 2 * period):
+        for j in range(0, period, n):
+            m, a, b = load(mean, j), load(scale, j), load(shift, j)
+            t0, t1 = load(x, row + j) - m, load(x, row + period + j) - m
+            d0, d1 = load(dy, row + j), load(dy, row + period + j)
+            if relu:
+                d0, d1 = where_active(t0 * a + b, d0), where_active(t1 * a + b, d1)
+            store(s, j, load(s, j) + (d0 + d1))
+            store(q, j, load(q, j) + (d0 * t0 + d1 * t1))
+    whole = stop - (stop - pairs) % n
+    j = 0
+    for i in range(pairs, whole, n):
+        t0, d0 = load(x, i) - load(mean, j), load(dy, i)
+        if relu:
+            d0 = where_active(t0 * load(scale, j) + load(shift, j), d0)
+        store(s, j, load(s, j) + d0)
+        store(q, j, load(q, j) + d0 * t0)
+        j += n
+        if j == period:
+            j = 0
+    for i in range(whole, stop):
+        t = x[i] - mean[j]
+        if not (relu and t * scale[j] + shift[j] <= 0):
+            s[j] += dy[i]
+            q[j] += dy[i] * t
+        j += 1
+
+
+@compiled
 def sums(
     dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, sum_dy: Array, sum_dy_x: Array
 ) -> None:
     """sum(dy) and sum(dy * (x - mean)) of each position, in float64; 64 wide rows at a time in the dtype of x."""
-    mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
-    period = mean.size
+    period = sum_dy.size
     s = np.empty(period, x.dtype)
     q = np.empty(period, x.dtype)
     sum_dy[:] = 0
     sum_dy_x[:] = 0
     for block in range(start, stop, ROWS * period):
         end = min(stop, block + ROWS * period)
-        whole = end - (end - block) % lanes(x)
-        s[:] = 0
-        q[:] = 0
-        j = 0
-        for i in range(block, whole, lanes(x)):
-            t = load(x, i) - load(mean, j)
-            d = load(dy, i)
-            if relu:
-                d = where_active(t * load(scale, j) + load(shift, j), d)
-            store(s, j, load(s, j) + d)
-            store(q, j, load(q, j) + d * t)
-            j += lanes(x)
-            if j == period:
-                j = 0
-        for i in range(whole, end):
-            t = x[i] - mean[j]
-            if not (relu and t * scale[j] + shift[j] <= 0):
-                s[j] += dy[i]
-                q[j] += dy[i] * t
-            j += 1
+        _block_sums(dy, x, block, end, coefficients, relu, s, q)
         for j in range(period):
             sum_dy[j] += s[j]
             sum_dy_x[j] += q[j]

@@ -18,7 +18,7 @@ ALIGNMENT = 64  # bytes: a cache line, and what streaming stores need
 SMALLEST = 1 << 16  # bytes: smaller blocks the C library keeps itself
 LARGEST = 1 << 28  # bytes that may be kept in all
 
-PAST_CACHE = 24 << 20  # bytes read and written from which results stream past the caches
+PAST_CACHE = 6 << 20  # bytes read and written from which results stream past the caches
 
 
 def past_cache(traffic: int) -> bool:
@@ -28,13 +28,34 @@ def past_cache(traffic: int) -> bool:
 
 def _references_when_idle() -> int:
     """What getrefcount says of a block that only its list holds: it differs between versions of Python."""
-    count = 0
-    for block in [np.empty(1)]:
-        count = sys.getrefcount(block)
-    return count
+    blocks = [np.empty(1)]
+    return sys.getrefcount(blocks[0])
 
 
 IDLE = _references_when_idle()
+
+
+class _Blocks:
+    """Blocks of one size, and where in each the aligned part begins."""
+
+    def __init__(self) -> None:
+        self.blocks: list[npt.NDArray[np.uint8]] = []
+        self.offsets: list[int] = []
+
+    def idle(self) -> int | None:
+        """The number of a block that nobody uses."""
+        for i in range(len(self.blocks)):
+            if sys.getrefcount(self.blocks[i]) == IDLE:
+                return i
+        return None
+
+    def add(self, size: int) -> None:
+        block = np.empty(size + ALIGNMENT, np.uint8)
+        self.blocks.append(block)
+        self.offsets.append(-block.__array_interface__["data"][0] % ALIGNMENT)
+
+    def drop(self, i: int) -> None:
+        del self.blocks[i], self.offsets[i]
 
 
 class Memory:
@@ -46,7 +67,7 @@ class Memory:
     def forget(self) -> None:
         """Start anew: a forked child may find the lock taken by a thread that it does not have."""
         self._lock = threading.Lock()
-        self._blocks: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        self._sizes: dict[int, _Blocks] = {}
         self._held = 0
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[np.floating]) -> npt.NDArray[np.floating]:
@@ -55,36 +76,27 @@ class Memory:
         if size < SMALLEST:
             return np.empty(shape, dtype)
         with self._lock:
-            block = self._idle(size)
-            if block is None:
-                block = np.empty(size + ALIGNMENT, np.uint8)
-                self._keep(size, block)
-            offset = -block.__array_interface__["data"][0] % ALIGNMENT
-            return np.ndarray(shape, dtype, buffer=block, offset=offset)
+            blocks = self._sizes.get(size) or self._sizes.setdefault(size, _Blocks())
+            i = blocks.idle()
+            if i is None:
+                self._make_room(size)
+                blocks.add(size)
+                i = -1
+            result: npt.NDArray[np.floating] = np.ndarray(shape, dtype, blocks.blocks[i], blocks.offsets[i])
+            if i == -1 and self._held + size > LARGEST:
+                blocks.drop(i)  # the result keeps it alive
+            elif i == -1:
+                self._held += size
+            return result
 
-    def _idle(self, size: int) -> npt.NDArray[np.uint8] | None:
-        for block in self._blocks.get(size, ()):
-            if sys.getrefcount(block) == IDLE:
-                return block
-        return None
-
-    def _keep(self, size: int, block: npt.NDArray[np.uint8]) -> None:
-        if self._held + size > LARGEST:
-            self._drop_idle()
+    def _make_room(self, size: int) -> None:
+        """Drop idle blocks if with another of this size there would be too much."""
         if self._held + size <= LARGEST:
-            self._blocks.setdefault(size, []).append(block)
-            self._held += size
-
-    def _drop_idle(self) -> None:
-        for size, blocks in list(self._blocks.items()):
-            busy = []
-            for block in blocks:
-                if sys.getrefcount(block) > IDLE:
-                    busy.append(block)  # a comprehension would hold another reference
-            self._held -= size * (len(blocks) - len(busy))
-            self._blocks[size] = busy
-            if not busy:
-                del self._blocks[size]
+            return
+        for held, blocks in self._sizes.items():
+            while (i := blocks.idle()) is not None:
+                blocks.drop(i)
+                self._held -= held
 
 
 _memory = Memory()

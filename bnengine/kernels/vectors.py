@@ -28,7 +28,7 @@ X86 = platform.machine().lower() in ("x86_64", "amd64")
 FLAGS = ("contract",)  # a * b + c may fuse; sums are never reordered
 
 
-class Vector(types.Type):  # type: ignore[misc]  # numba has no type information
+class Vector(types.Type):  # numba has no type information
     """`lanes` values of a floating type."""
 
     def __init__(self, dtype: Any) -> None:
