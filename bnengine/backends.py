@@ -133,10 +133,14 @@ def _row(name: str) -> Row:
     if reason is not None:
         return Row(name, False, "", "", "", reason)
     backend_ = backend(name)
-    fast = kernels.FAST.get(name)
-    path = "reference" if fast is None or kernels.why_not(fast) is not None else fast
-    if fast is not None and path == "reference":
-        path = f"reference (no {fast}: {kernels.why_not(fast)}; install the extra {kernels.EXTRAS[fast]})"
+    path, missing = "reference", []
+    for fast in kernels.FAST.get(name, ()):
+        reason = kernels.why_not(fast)
+        if reason is None:
+            path = fast
+            break
+        missing.append(f"no {fast}: {reason}; install the extra {kernels.EXTRAS[fast]}")
+    path += f" ({', '.join(missing)})" if missing else ""
     device_of = backend_.xp.zeros((1,), device=backend_.device)
     version = importlib.import_module(name.replace("-", "_")).__version__
     return Row(name, True, version, _device_words(device_of), path, "")

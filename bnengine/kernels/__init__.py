@@ -14,8 +14,10 @@ from typing import Any
 from .._typing import Array
 from . import reference
 
-FAST: dict[str, str] = {}
-"""Library of the array -> the fast module for it."""
+FAST: dict[str, tuple[str, ...]] = {
+    "numpy": ("cpu", "blocked"),
+}
+"""Library of the array -> the fast modules for it, the fastest first."""
 
 EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 """Fast module -> the extra that installs what it needs."""
@@ -27,7 +29,7 @@ def library(kind: type) -> str:
 
 
 def select(x: Array, impl: str | None = None) -> ModuleType:
-    """The kernels for x: the fast module for its type where there is one that takes it, else the reference."""
+    """The kernels for x: the first fast module for its type that is installed and takes it, else the reference."""
     if impl is not None:
         return _forced(x, impl)
     kind: Any = type(x)
@@ -41,27 +43,32 @@ def why_not(name: str) -> str | None:
     return None if isinstance(module, ModuleType) else str(module)
 
 
+def load(name: str) -> ModuleType:
+    """The fast module of that name, or ImportError naming the extra that is missing."""
+    module = _load(name)
+    if isinstance(module, ModuleType):
+        return module
+    raise ImportError(f"impl: {name!r} cannot run here: {module}. Install the extra {EXTRAS[name]}")
+
+
 def _forced(x: Array, impl: str) -> ModuleType:
     if impl == "reference":
         return reference
-    if impl not in EXTRAS:
-        raise ValueError(f"impl: expected None, 'reference', 'cpu' or 'cuda', got {impl!r}")
-    if FAST.get(library(type(x))) != impl:
-        owner = {"cpu": "NumPy", "cuda": "CuPy"}[impl]
-        raise ValueError(f"impl: {impl!r} runs on {owner} arrays, but x is {type(x).__module__}.{type(x).__name__}")
-    module = _load(impl)
-    if not isinstance(module, ModuleType):
-        raise ImportError(  # noqa: TRY004 - the module is missing, no argument has a wrong type
-            f"impl: {impl!r} cannot run here: {module}. Install the extra {EXTRAS[impl]}"
-        )
+    owner = {name: library for library, names in FAST.items() for name in names}.get(impl)
+    if owner is None:
+        raise ValueError(f"impl: expected None, 'reference', 'cpu', 'blocked' or 'cuda', got {impl!r}")
+    if owner != library(type(x)):
+        raise ValueError(f"impl: {impl!r} runs on {owner} arrays, but x is of {library(type(x))}")
+    module = load(impl)
+    if not module.supports(x):
+        raise ValueError(f"impl: {impl!r} takes no {x.dtype} array of shape {tuple(x.shape)}; use 'reference'")
     return module
 
 
 @functools.cache
 def _fast(kind: Any) -> ModuleType | None:
-    name = FAST.get(library(kind))
-    module = None if name is None else _load(name)
-    return module if isinstance(module, ModuleType) else None
+    modules = (_load(name) for name in FAST.get(library(kind), ()))
+    return next((module for module in modules if isinstance(module, ModuleType)), None)
 
 
 @functools.cache

@@ -1,0 +1,124 @@
+"""What is computed once for each channel, between the passes over x: compiled, because it is so little.
+
+Sums come here in float64. Coefficients leave in the statistics dtype, laid out as the loops over x want:
+
+    y  = (x - mean) * scale + shift
+    dx = dy * scale + (x - mean) * slope + offset
+
+`shift` holds beta and the remainder of the mean, so that the subtraction stays exact.
+"""
+
+from __future__ import annotations
+
+import math
+
+from .._typing import Array
+from .compiling import compiled
+
+MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
+"""Rows of a coefficient array."""
+
+
+# ---- one channel
+
+
+@compiled
+def scale_and_shift(remainder: float, var: float, gamma: float, beta: float, eps: float) -> tuple[float, float]:
+    scale = gamma / math.sqrt(var + eps)
+    return scale, beta - remainder * scale
+
+
+@compiled
+def sum_dy_xhat(sum_dy: float, sum_dy_x: float, remainder: float, var: float, eps: float) -> float:
+    """sum(dy * xhat) from sum(dy) and sum(dy * (x - rounded mean))."""
+    return (sum_dy_x - remainder * sum_dy) / math.sqrt(var + eps)
+
+
+@compiled
+def slope_and_offset(
+    sum_dy: float, sum_dy_xhat: float, count: float, remainder: float, var: float, gamma: float, eps: float
+) -> tuple[float, float]:
+    """dx = scale * (dy - sum(dy) / n - xhat * sum(dy * xhat) / n), written as above."""
+    inv_std = 1 / math.sqrt(var + eps)
+    scale = gamma * inv_std
+    slope = -scale * inv_std * sum_dy_xhat / count
+    return slope, -scale * sum_dy / count - remainder * slope
+
+
+# ---- all channels; coefficients stand `length` times side by side, the whole as often as `out` has room
+
+
+@compiled
+def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, var: Array) -> None:
+    """Rounded mean, what that lost, and biased variance; rows of totals: mean, sum of squares about it."""
+    for c in range(mean.size):
+        mean[c] = totals[0, c]
+        remainder[c] = totals[0, c] - mean[c]
+        var[c] = totals[1, c] / count
+
+
+@compiled
+def coefficients(
+    mean: Array, remainder: Array, var: Array, gamma: Array, beta: Array, eps: float, length: int, out: Array
+) -> None:
+    for c in range(mean.size):
+        scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
+        for j in range(c * length, (c + 1) * length):
+            out[MEAN, j] = mean[c]
+            out[SCALE, j] = scale
+            out[SHIFT, j] = shift
+    pattern = mean.size * length
+    for j in range(pattern, out.shape[1]):
+        out[MEAN, j] = out[MEAN, j - pattern]
+        out[SCALE, j] = out[SCALE, j - pattern]
+        out[SHIFT, j] = out[SHIFT, j - pattern]
+
+
+@compiled
+def finish_sums(totals: Array, remainder: Array, var: Array, eps: float, sums: Array) -> None:
+    """Rows sum(dy), sum(dy * xhat); rows of totals: sum(dy), sum(dy * (x - mean))."""
+    for c in range(var.size):
+        sums[0, c] = totals[0, c]
+        sums[1, c] = sum_dy_xhat(totals[0, c], totals[1, c], remainder[c], var[c], eps)
+
+
+@compiled
+def gradient_coefficients(
+    sums: Array, count: float, remainder: Array, var: Array, gamma: Array, eps: float, length: int, out: Array
+) -> None:
+    for c in range(var.size):
+        slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
+        for j in range(c * length, (c + 1) * length):
+            out[SLOPE, j] = slope
+            out[OFFSET, j] = offset
+    pattern = var.size * length
+    for j in range(pattern, out.shape[1]):
+        out[SLOPE, j] = out[SLOPE, j - pattern]
+        out[OFFSET, j] = out[OFFSET, j - pattern]
+
+
+# ---- parts of an array, which are done one by one
+
+
+@compiled
+def merge(counts: Array, means: Array, squares: Array) -> None:
+    """Add the statistics of all parts to those of part 0 (Chan, Golub and LeVeque 1979)."""
+    done = counts[0]
+    for part in range(1, counts.size):
+        n = done + counts[part]
+        weight = counts[part] / n
+        between = done * weight
+        for j in range(means.shape[1]):
+            d = means[part, j] - means[0, j]
+            means[0, j] += d * weight
+            squares[0, j] += squares[part, j] + d * d * between
+        done = n
+
+
+@compiled
+def add(parts: Array) -> None:
+    """Add the sums of all parts, (2, parts, n), to those of part 0."""
+    for row in range(2):
+        for part in range(1, parts.shape[1]):
+            for j in range(parts.shape[2]):
+                parts[row, 0, j] += parts[row, part, j]

@@ -1,0 +1,365 @@
+"""Loops for channels-last data: (N, D), (N, H, W, C), and short runs of one channel such as (N, C, 4).
+
+Flat, such data repeats a pattern of channels. `period` values are a *wide row*: as many patterns as
+make whole vectors. Statistics are kept for each position of a wide row and merged into channels at
+the end, coefficients are laid out for each position: so every loop is over whole vectors, whatever the
+number of features. Values after the last wide row are merged position by position.
+
+Statistics take one pass over memory: 64 wide rows at a time are summed about the mean so far and
+merged in float64. About a fixed value, an outlier in the first rows would cost six digits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .._typing import Array
+from . import cpu_channels, memory, workers
+from .compiling import compiled
+from .cpu_channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
+from .cpu_layout import Layout
+from .reference import Moments
+from .vectors import fence, lanes, load, store, stream, where_active
+from .views import Affine
+
+ROWS = 64  # wide rows summed in the dtype of x; the squares of 64 values of 1e18 still fit in float32
+
+PERIOD = 512  # values of a wide row, if one row is shorter and there are rows enough
+
+
+@compiled
+def _sums_about(x: Array, start: int, stop: int, center: Array, s: Array, q: Array) -> None:
+    """s = sum(x - center), q = sum((x - center)^2) for each position; four rows at once, then the rest."""
+    n, period = lanes(x), center.size
+    s[:] = 0
+    q[:] = 0
+    fours = stop - (stop - start) % (4 * period)
+    for row in range(start, fours, 4 * period):
+        for j in range(0, period, n):
+            c = load(center, j)
+            a0, a1 = load(x, row + j) - c, load(x, row + period + j) - c
+            a2, a3 = load(x, row + 2 * period + j) - c, load(x, row + 3 * period + j) - c
+            store(s, j, load(s, j) + ((a0 + a1) + (a2 + a3)))
+            store(q, j, load(q, j) + ((a0 * a0 + a1 * a1) + (a2 * a2 + a3 * a3)))
+    for row in range(fours, stop, period):
+        for j in range(0, period, n):
+            a0 = load(x, row + j) - load(center, j)
+            store(s, j, load(s, j) + a0)
+            store(q, j, load(q, j) + a0 * a0)
+
+
+@compiled
+def moments(x: Array, start: int, stop: int, mean: Array, square: Array) -> None:
+    """Mean of each position over the wide rows from start to stop, and sum of squares about it, in float64."""
+    period = mean.size
+    center = np.empty(period, x.dtype)
+    s = np.empty(period, x.dtype)
+    q = np.empty(period, x.dtype)
+    # The first center is the first row's, corrected: a constant column then has exactly its value as mean.
+    first = min(stop, start + ROWS * period)
+    for j in range(period):
+        center[j] = x[start + j]
+    _sums_about(x, start, first, center, s, q)
+    for j in range(period):
+        center[j] += s[j] / ((first - start) // period)
+        mean[j] = center[j]
+        square[j] = 0
+    done = 0.0
+    for block in range(start, stop, ROWS * period):
+        end = min(stop, block + ROWS * period)
+        _sums_about(x, block, end, center, s, q)
+        rows = (end - block) // period
+        n = done + rows
+        weight = rows / n
+        between = done * weight
+        for j in range(period):
+            m = s[j] / np.float64(rows)
+            d = (center[j] - mean[j]) + m
+            mean[j] += d * weight
+            square[j] += (q[j] - s[j] * m) + d * d * between
+            center[j] = mean[j]
+        done = n
+
+
+@compiled
+def merge_positions(x: Array, start: int, rows: int, length: int, mean: Array, square: Array, out: Array) -> None:
+    """Rows mean and sum of squares of each channel, from those of each position and the values from start on."""
+    rest = x.size - start
+    weight = 1 / (rows + 1.0)
+    for j in range(rest):
+        d = x[start + j] - mean[j]
+        mean[j] += d * weight
+        square[j] += d * d * (rows * weight)
+    channels = out.shape[1]
+    done = np.zeros(channels)
+    out[:] = 0
+    for pattern in range(0, mean.size, channels * length):
+        for i in range(length):
+            for c in range(channels):
+                j = pattern + c * length + i
+                count = rows + 1.0 if j < rest else rows + 0.0
+                weight = count / max(1.0, done[c] + count)
+                d = mean[j] - out[0, c]
+                out[0, c] += d * weight
+                out[1, c] += square[j] + d * d * (done[c] * weight)
+                done[c] += count
+
+
+@compiled
+def add_positions(sums: Array, row: int, length: int, out: Array) -> None:
+    """Sum of each channel from that of each position."""
+    channels = out.shape[1]
+    for c in range(channels):
+        out[row, c] = 0
+    for pattern in range(0, sums.size, channels * length):
+        for i in range(length):
+            for c in range(channels):
+                out[row, c] += sums[pattern + c * length + i]
+
+
+@compiled
+def normalize(x: Array, start: int, stop: int, coefficients: Array, relu: bool, streaming: bool, y: Array) -> None:
+    mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
+    whole = stop - (stop - start) % lanes(x)
+    j = 0
+    for i in range(start, whole, lanes(x)):
+        v = (load(x, i) - load(mean, j)) * load(scale, j) + load(shift, j)
+        if relu:
+            v = where_active(v, v)
+        if streaming:
+            stream(y, i, v)
+        else:
+            store(y, i, v)
+        j += lanes(x)
+        if j == mean.size:
+            j = 0
+    for i in range(whole, stop):
+        t = (x[i] - mean[j]) * scale[j] + shift[j]
+        y[i] = 0 if relu and t <= 0 else t
+        j += 1
+    if streaming:
+        fence()
+
+
+@compiled
+def _block_sums(
+    dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, s: Array, q: Array
+) -> None:
+    """The same of 64 wide rows, two rows at once; then single vectors, then single values."""
+    mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
+    n, period = lanes(x), mean.size
+    s[:] = 0
+    q[:] = 0
+    pairs = stop - (stop - start) % (2 * period)
+    for row in range(start, pairs, 2 * period):
+        for j in range(0, period, n):
+            m, a, b = load(mean, j), load(scale, j), load(shift, j)
+            t0, t1 = load(x, row + j) - m, load(x, row + period + j) - m
+            d0, d1 = load(dy, row + j), load(dy, row + period + j)
+            if relu:
+                d0, d1 = where_active(t0 * a + b, d0), where_active(t1 * a + b, d1)
+            store(s, j, load(s, j) + (d0 + d1))
+            store(q, j, load(q, j) + (d0 * t0 + d1 * t1))
+    whole = stop - (stop - pairs) % n
+    j = 0
+    for i in range(pairs, whole, n):
+        t0, d0 = load(x, i) - load(mean, j), load(dy, i)
+        if relu:
+            d0 = where_active(t0 * load(scale, j) + load(shift, j), d0)
+        store(s, j, load(s, j) + d0)
+        store(q, j, load(q, j) + d0 * t0)
+        j += n
+        if j == period:
+            j = 0
+    for i in range(whole, stop):
+        t = x[i] - mean[j]
+        if not (relu and t * scale[j] + shift[j] <= 0):
+            s[j] += dy[i]
+            q[j] += dy[i] * t
+        j += 1
+
+
+@compiled
+def sums(
+    dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, sum_dy: Array, sum_dy_x: Array
+) -> None:
+    """sum(dy) and sum(dy * (x - mean)) of each position, in float64; 64 wide rows at a time in the dtype of x."""
+    period = sum_dy.size
+    s = np.empty(period, x.dtype)
+    q = np.empty(period, x.dtype)
+    sum_dy[:] = 0
+    sum_dy_x[:] = 0
+    for block in range(start, stop, ROWS * period):
+        end = min(stop, block + ROWS * period)
+        _block_sums(dy, x, block, end, coefficients, relu, s, q)
+        for j in range(period):
+            sum_dy[j] += s[j]
+            sum_dy_x[j] += q[j]
+
+
+@compiled
+def input_gradient(
+    dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, streaming: bool, dx: Array
+) -> None:
+    mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
+    slope, offset = coefficients[SLOPE], coefficients[OFFSET]
+    whole = stop - (stop - start) % lanes(x)
+    j = 0
+    for i in range(start, whole, lanes(x)):
+        t = load(x, i) - load(mean, j)
+        d = load(dy, i)
+        if relu:
+            d = where_active(t * load(scale, j) + load(shift, j), d)
+        v = d * load(scale, j) + (t * load(slope, j) + load(offset, j))
+        if streaming:
+            stream(dx, i, v)
+        else:
+            store(dx, i, v)
+        j += lanes(x)
+        if j == mean.size:
+            j = 0
+    for i in range(whole, stop):
+        t = x[i] - mean[j]
+        d = dy[i]
+        if relu and t * scale[j] + shift[j] <= 0:
+            d = dy.dtype.type(0)
+        dx[i] = d * scale[j] + (t * slope[j] + offset[j])
+        j += 1
+    if streaming:
+        fence()
+
+
+# ---- both passes over an array that is one block
+
+
+@compiled
+def forward(
+    x: Array,
+    period: int,
+    length: int,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    relu: bool,
+    mean: Array,
+    remainder: Array,
+    var: Array,
+    y: Array,
+) -> None:
+    rows = x.size // period
+    means, squares = np.zeros(period), np.zeros(period)
+    if rows > 0:
+        moments(x, 0, rows * period, means, squares)
+    totals = np.empty((2, gamma.size))
+    merge_positions(x, rows * period, rows, length, means, squares, totals)
+    cpu_channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
+    coefficients = np.empty((3, period), x.dtype)
+    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    normalize(x, 0, x.size, coefficients, relu, False, y)
+
+
+@compiled
+def backward(
+    dy: Array,
+    x: Array,
+    period: int,
+    length: int,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    relu: bool,
+    mean: Array,
+    remainder: Array,
+    var: Array,
+    dx: Array,
+    sums_: Array,
+) -> None:
+    coefficients = np.empty((5, period), x.dtype)
+    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    s, q, totals = np.empty(period), np.empty(period), np.empty((2, gamma.size))
+    sums(dy, x, 0, x.size, coefficients, relu, s, q)
+    add_positions(s, 0, length, totals)
+    add_positions(q, 1, length, totals)
+    cpu_channels.finish_sums(totals, remainder, var, eps, sums_)
+    cpu_channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
+    input_gradient(dy, x, 0, x.size, coefficients, relu, False, dx)
+
+
+class Columns(Layout):
+    """(rows, C, length) with short `length`. Blocks are whole wide rows; the last has what is left at the end."""
+
+    def __init__(self, shape: tuple[int, int, int], itemsize: int) -> None:
+        rows, self.channels, self.length = shape
+        self.count, self.size = rows * self.length, math.prod(shape)
+        self.width = math.lcm(self.channels * self.length, memory.ALIGNMENT // itemsize)
+        self.width *= max(1, min(PERIOD // self.width, self.size // (ROWS * self.width)))
+        self.rows = self.size // self.width
+        parts = max(1, min(self.rows, workers.parts(self.size)))
+        self.blocks = [(a * self.width, b * self.width) for a, b in workers.ranges(self.rows, parts)]
+
+    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+        if len(self.blocks) > 1:
+            return super().forward(x, affine)
+        y, m = memory.empty(x.shape, x.dtype), Moments(*np.empty((3, self.channels), x.dtype))
+        forward(x, self.width, self.length, *affine, *m, y)
+        return y, m
+
+    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+        if len(self.blocks) > 1:
+            return super().backward(dy, x, moments, affine)
+        dx, sums = memory.empty(x.shape, x.dtype), np.empty((2, self.channels), x.dtype)
+        backward(dy, x, self.width, self.length, *affine, *moments, dx, sums)
+        return dx, sums
+
+    def moments(self, x: Array) -> Moments:
+        means, squares = np.zeros((2, len(self.blocks), self.width))
+
+        def task(i: int) -> None:
+            if self.rows:
+                moments(x, *self.blocks[i], means[i], squares[i])
+
+        workers.run(task, len(self.blocks))
+        counts = np.asarray([float((stop - start) // self.width) for start, stop in self.blocks])
+        cpu_channels.merge(counts, means, squares)
+        totals = np.empty((2, self.channels))
+        merge_positions(x, self.rows * self.width, self.rows, self.length, means[0], squares[0], totals)
+        return self.finish_moments(totals, x.dtype)
+
+    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+        y = memory.empty(x.shape, x.dtype)
+        streaming = memory.past_cache(2 * x.nbytes)
+
+        def task(i: int) -> None:
+            normalize(x, *self._whole(i), coefficients, relu, streaming, y)
+
+        workers.run(task, len(self.blocks), backwards=True)
+        return y
+
+    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+        parts = np.empty((2, len(self.blocks), self.width))
+
+        def task(i: int) -> None:
+            sums(dy, x, *self._whole(i), coefficients, relu, parts[0, i], parts[1, i])
+
+        workers.run(task, len(self.blocks))
+        cpu_channels.add(parts)
+        totals = np.empty((2, self.channels))
+        add_positions(parts[0, 0], 0, self.length, totals)
+        add_positions(parts[1, 0], 1, self.length, totals)
+        return totals
+
+    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+        dx = memory.empty(x.shape, x.dtype)
+        streaming = memory.past_cache(3 * x.nbytes)
+
+        def task(i: int) -> None:
+            input_gradient(dy, x, *self._whole(i), coefficients, relu, streaming, dx)
+
+        workers.run(task, len(self.blocks), backwards=True)
+        return dx
+
+    def _whole(self, i: int) -> tuple[int, int]:
+        start, stop = self.blocks[i]
+        return start, self.size if i == len(self.blocks) - 1 else stop

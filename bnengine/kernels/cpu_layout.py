@@ -1,0 +1,74 @@
+"""What columns and planes have in common: four kernels over blocks of a flat array, and their compositions."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .._typing import Array
+from . import cpu_channels
+from .reference import Moments
+from .views import Affine
+
+
+class Layout:
+    """One shape: how it is divided into blocks, by the shape alone, and the kernels over all of them.
+
+    A subclass has `moments`, `normalize`, `totals` and `input_gradient`.
+    """
+
+    channels: int
+    count: int
+    """Values for each channel."""
+    width: int
+    """Length of a row of coefficients."""
+    length: int
+    """How often a channel's coefficients stand side by side."""
+
+    def moments(self, x: Array) -> Moments:
+        raise NotImplementedError
+
+    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+        raise NotImplementedError
+
+    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+        """Rows sum(dy), sum(dy * (x - mean)) of each channel, in float64."""
+        raise NotImplementedError
+
+    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+        raise NotImplementedError
+
+    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+        m = self.moments(x)
+        return self.normalize(x, self.coefficients(m, affine), affine.relu), m
+
+    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+        coefficients = self.coefficients(moments, affine)
+        sums = self.sums(dy, x, moments, coefficients, affine)
+        self.add_slopes(coefficients, sums, self.count, moments, affine)
+        return self.input_gradient(dy, x, coefficients, affine.relu), sums
+
+    # ---- between the passes
+
+    def finish_moments(self, totals: Array, dtype: Array) -> Moments:
+        """From rows mean and sum of squares about it, in float64."""
+        m = Moments(*np.empty((3, self.channels), dtype))
+        cpu_channels.finish_moments(totals, float(self.count), *m)
+        return m
+
+    def coefficients(self, moments: Moments, affine: Affine) -> Array:
+        out = np.empty((5, self.width), moments.mean.dtype)
+        cpu_channels.coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
+        return out
+
+    def sums(self, dy: Array, x: Array, moments: Moments, coefficients: Array, affine: Affine) -> Array:
+        """Rows sum(dy), sum(dy * xhat) of each channel."""
+        totals = self.totals(dy, x, coefficients, affine.relu)
+        sums = np.empty((2, self.channels), x.dtype)
+        cpu_channels.finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
+        return sums
+
+    def add_slopes(self, coefficients: Array, sums: Array, count: int, moments: Moments, affine: Affine) -> None:
+        _, remainder, var = moments
+        cpu_channels.gradient_coefficients(
+            sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients
+        )

@@ -1,0 +1,193 @@
+"""A vector type for compiled loops: 64 bytes, that is 16 float32 or 8 float64.
+
+LLVM's own vectoriser guards loops over several arrays with alias checks, adds remainder loops and
+cannot be asked for streaming stores. With this type a loop says what it wants. LLVM splits the
+vectors where registers are narrower, so nothing here depends on the processor but `fence`.
+"""
+
+from __future__ import annotations
+
+import operator
+import platform
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba.core import types
+from numba.core.imputils import lower_builtin
+from numba.core.typing.templates import AbstractTemplate, infer_global, signature
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import models, register_model
+from numba.np.arrayobj import make_array
+
+# An intrinsic is called without its first argument, the typing context.
+intrinsic: Callable[[Callable[..., Any]], Callable[..., Any]] = numba_intrinsic
+
+BYTES = 64
+X86 = platform.machine().lower() in ("x86_64", "amd64")
+FLAGS = ("contract",)  # a * b + c may fuse; sums are never reordered
+
+
+class Vector(types.Type):  # numba has no type information
+    """`lanes` values of a floating type."""
+
+    def __init__(self, dtype: Any) -> None:
+        self.dtype = dtype
+        self.lanes = BYTES * 8 // dtype.bitwidth
+        super().__init__(f"Vector({dtype} x {self.lanes})")
+
+
+@register_model(Vector)
+class _Model(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, manager: Any, kind: Vector) -> None:
+        super().__init__(manager, kind, _llvm(kind))
+
+
+def _llvm(kind: Vector) -> Any:
+    return ir.VectorType(ir.FloatType() if kind.dtype == types.float32 else ir.DoubleType(), kind.lanes)
+
+
+def _constant(kind: Vector, values: list[float]) -> Any:
+    return ir.Constant(_llvm(kind), values)
+
+
+def _pointer(context: Any, builder: Any, kind: Any, array: Any, i: Any, vector: Vector) -> Any:
+    start = make_array(kind)(context, builder, array).data
+    return builder.bitcast(builder.gep(start, [i]), _llvm(vector).as_pointer())
+
+
+# ---- memory
+
+
+@intrinsic
+def lanes(_: Any, x: Any) -> Any:
+    """How many values of x a vector holds, known while compiling."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return context.get_constant(types.intp, Vector(x.dtype).lanes)
+
+    return types.intp(x), generate
+
+
+@intrinsic
+def load(_: Any, x: Any, i: Any) -> Any:
+    """x[i : i + lanes] of a flat array."""
+    vector = Vector(x.dtype)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        result = builder.load(_pointer(context, builder, sig.args[0], args[0], args[1], vector))
+        result.align = x.dtype.bitwidth // 8
+        return result
+
+    return vector(x, types.intp), generate
+
+
+def _storing(streaming: bool) -> Any:
+    def store(_: Any, y: Any, i: Any, v: Any) -> Any:
+        def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+            result = builder.store(args[2], _pointer(context, builder, sig.args[0], args[0], args[1], v))
+            result.align = BYTES if streaming else y.dtype.bitwidth // 8
+            if streaming:
+                one = ir.Constant(ir.IntType(32), 1)
+                result.set_metadata("nontemporal", builder.module.add_metadata([one]))
+            return context.get_dummy_value()
+
+        return types.void(y, types.intp, v), generate
+
+    return store
+
+
+store = intrinsic(_storing(streaming=False))
+"""y[i : i + lanes] = v"""
+
+stream = intrinsic(_storing(streaming=True))
+"""The same past the caches, for results that would not fit there: needs 64-byte alignment and a `fence`."""
+
+
+@intrinsic
+def fence(_: Any) -> Any:
+    """Make streamed results visible to other threads."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        if X86:
+            kind = ir.FunctionType(ir.VoidType(), ())
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse.sfence", (), kind), ())
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+# ---- arithmetic
+
+
+@intrinsic
+def splat(_: Any, value: Any) -> Any:
+    """A vector of one value."""
+    vector = Vector(value)
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        nothing = ir.Constant(_llvm(vector), ir.Undefined)
+        first = builder.insert_element(nothing, args[0], ir.Constant(ir.IntType(32), 0))
+        return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), vector.lanes), None))
+
+    return vector(value), generate
+
+
+@intrinsic
+def where_active(_: Any, before: Any, v: Any) -> Any:
+    """0 where `before` <= 0, else v: ReLU, and with dy its mask. NaN stays."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        zero = _constant(v, [0.0] * v.lanes)
+        return builder.select(builder.fcmp_ordered("<=", args[0], zero), zero, args[1])
+
+    return v(before, v), generate
+
+
+@intrinsic
+def last(_: Any, v: Any, count: Any) -> Any:
+    """v with all but its last `count` lanes zero."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.VectorType(ir.IntType(64), v.lanes)
+        nothing = ir.Constant(kind, ir.Undefined)
+        first = builder.insert_element(nothing, args[1], ir.Constant(ir.IntType(32), 0))
+        counts = builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), None))
+        from_end = ir.Constant(kind, [v.lanes - 1 - i for i in range(v.lanes)])
+        kept = builder.icmp_signed("<", from_end, counts)
+        return builder.select(kept, args[0], _constant(v, [0.0] * v.lanes))
+
+    return v(v, types.intp), generate
+
+
+@intrinsic
+def total(_: Any, v: Any) -> Any:
+    """The sum of the lanes, in float64: a float32 sum of squares could overflow here."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        wide = args[0] if v.dtype == types.float64 else builder.fpext(args[0], ir.VectorType(ir.DoubleType(), v.lanes))
+        kind = ir.FunctionType(ir.DoubleType(), (ir.DoubleType(), wide.type))
+        name = f"llvm.vector.reduce.fadd.v{v.lanes}f64"
+        reduce = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+        return builder.call(reduce, [ir.Constant(ir.DoubleType(), 0.0), wide], fastmath=("reassoc",))
+
+    return types.float64(v), generate
+
+
+def _elementwise(symbol: Any, instruction: str) -> None:
+    class Template(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
+                return signature(args[0], *args)
+            return None
+
+    def lower(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(args[0], args[1], flags=FLAGS)
+
+    infer_global(symbol)(Template)
+    lower_builtin(symbol, Vector, Vector)(lower)
+
+
+_elementwise(operator.add, "fadd")
+_elementwise(operator.sub, "fsub")
+_elementwise(operator.mul, "fmul")

@@ -1,0 +1,97 @@
+"""NumPy arrays of any rank and memory order as flat ones seen as (N, C, L), and results back again."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._typing import Array
+from .reference import Moments
+
+FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
+
+
+def supports(x: Array) -> bool:
+    """Whether the NumPy kernels take x as it is."""
+    return x.dtype in (FLOAT32, FLOAT64, FLOAT16) and x.size > 0
+
+
+class Affine(NamedTuple):
+    """What a pass over x needs but x: parameters of shape (C,) in the statistics dtype."""
+
+    gamma: Array
+    beta: Array
+    eps: float
+    relu: bool
+
+
+class View:
+    """Arrays of one shape, dtype and memory order, with one feature axis.
+
+    Dense arrays are transposed into the order in which they lie in memory, so that no copy is needed; results
+    come back in the same order. Others are copied once. float16 is computed in float32 and rounded once.
+    """
+
+    def __init__(self, shape: tuple[int, ...], axis: int, order: tuple[int, ...] | None, dtype: np.dtype[Any]) -> None:
+        stored = shape if order is None else tuple(shape[i] for i in order)
+        at = axis if order is None else order.index(axis)
+        self.shape = shape
+        self.order = order
+        self.dtype = dtype
+        self.statistics = FLOAT64 if dtype == FLOAT64 else FLOAT32
+        self.seen = math.prod(stored[:at]), stored[at], math.prod(stored[at + 1 :])
+        """(N, C, L): what is before the feature axis, the features, what is behind."""
+
+    def flat(self, x: Array) -> Array:
+        """x as a flat array of the statistics dtype."""
+        if self.order is not None:
+            x = x.transpose(self.order)
+        return plain(x, self.statistics).reshape(-1)
+
+    def restored(self, y: Array) -> Array:
+        if y.dtype != self.dtype:
+            y = y.astype(self.dtype)
+        if self.order is None:
+            return y.reshape(self.shape)
+        return y.reshape([self.shape[i] for i in self.order]).transpose(np.argsort(self.order))
+
+    def moments(self, moments: Moments) -> Moments:
+        return Moments(*(plain(v, self.statistics) for v in moments))
+
+    def affine(self, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Affine:
+        channels = self.seen[1]
+        g = np.ones(channels, self.statistics) if gamma is None else plain(gamma, self.statistics)
+        b = np.zeros(channels, self.statistics) if beta is None else plain(beta, self.statistics)
+        return Affine(g, b, eps, relu)
+
+
+def order(x: Array) -> tuple[int, ...] | None:
+    """The order of axes in which x is contiguous; None for C order, and where there is none and x is to be copied."""
+    if x.flags.c_contiguous:
+        return None
+    axes = tuple(sorted(range(x.ndim), key=lambda i: -x.strides[i]))
+    return axes if x.transpose(axes).flags.c_contiguous else None
+
+
+def plain(x: Array, dtype: np.dtype[Any]) -> Array:
+    """x as a C-contiguous, aligned array of that dtype which looks writable: itself or a view where it can be."""
+    if x.flags.carray and x.dtype == dtype and type(x) is np.ndarray:
+        return x
+    x = np.require(np.asarray(x, dtype), requirements=("C", "A"))
+    return x if x.flags.writeable else np.asarray(_Readable(x))
+
+
+def writable(grads: list[Array], *donated: list[Array]) -> bool:
+    """Whether optimisers may write into the donated leaves: contiguous, writable, float32 or float64 like the gradients."""
+    dtypes = {leaf.dtype for leaves in (grads, *donated) for leaf in leaves}
+    return dtypes in ({FLOAT32}, {FLOAT64}) and all(leaf.flags.carray for leaves in donated for leaf in leaves)
+
+
+class _Readable:
+    """A read-only array seen as writable, for which Numba would compile once more. Nobody writes to it."""
+
+    def __init__(self, x: Array) -> None:
+        self.__array_interface__ = {**x.__array_interface__, "data": (x.__array_interface__["data"][0], False)}
+        self.x = x

@@ -1,0 +1,541 @@
+"""Every fast implementation that the seam lists, against the specification and against float64."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import multiprocessing
+import os
+import subprocess
+import sys
+import threading
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import bnengine as bn
+from bnengine import kernels
+from bnengine.kernels import reference
+from bnengine.kernels.reference import Moments
+
+EPS = 1e-5
+NUMPY = [name for name in kernels.FAST["numpy"] if kernels.why_not(name) is None]
+
+
+@pytest.fixture(params=NUMPY)
+def fast(request):
+    return kernels.load(request.param)
+
+
+# ---- the seam
+
+
+@pytest.mark.parametrize("name", [n for names in kernels.FAST.values() for n in names])
+def test_same_names_and_signatures_as_the_reference(name):
+    if kernels.why_not(name) is not None:
+        pytest.skip(str(kernels.why_not(name)))
+    module = kernels.load(name)
+    assert callable(module.supports)
+    for public, function in vars(reference).items():
+        if public.startswith("_") or not inspect.isfunction(function) or function.__module__ != reference.__name__:
+            continue
+        if public == "statistics_dtype":
+            continue
+        ours = inspect.signature(getattr(module, public)).parameters
+        theirs = inspect.signature(function).parameters
+        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
+            (p.name, p.kind, p.default) for p in theirs.values()
+        ], public
+
+
+def test_importing_bnengine_imports_no_compiler():
+    code = "import sys, bnengine; assert 'numba' not in sys.modules and 'llvmlite' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_numba_numpy_arrays_take_the_blocked_kernels():
+    code = """
+import sys
+sys.modules["numba"] = None
+import numpy as np, bnengine as bn
+from bnengine import kernels
+assert kernels.select(np.ones((2, 2))).__name__ == "bnengine.kernels.blocked"
+try:
+    bn.batch_norm(np.ones((2, 2)), impl="cpu")
+except ImportError as error:
+    assert "extra cpu" in str(error), error
+else:
+    raise AssertionError
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# ---- an oracle in float64
+
+
+def exact(x, dy, gamma, beta, axis, relu):
+    """y, dx, moments, sums, and the scale of dx's error; longdouble, because x may be 1e6 standard deviations off."""
+    other = tuple(i for i in range(x.ndim) if i != axis)
+    along = [1] * x.ndim
+    along[axis] = -1
+    wide = np.longdouble
+    x, dy, n = x.astype(wide), dy.astype(wide), x.size // x.shape[axis]
+    mean = x.mean(axis=other, keepdims=True)
+    var = ((x - mean) ** 2).mean(axis=other, keepdims=True)
+    gamma = wide(1) if gamma is None else gamma.astype(wide).reshape(along)
+    beta = wide(0) if beta is None else beta.astype(wide).reshape(along)
+    inv_std = 1 / np.sqrt(var + EPS)
+    xhat = (x - mean) * inv_std
+    before = gamma * xhat + beta
+    off = (before <= 0) & relu
+    d = np.where(off, 0, dy)
+    sum_dy, sum_dy_xhat = d.sum(axis=other, keepdims=True), (d * xhat).sum(axis=other, keepdims=True)
+    dx = gamma * inv_std * (d - sum_dy / n - xhat * sum_dy_xhat / n)
+    return {
+        "y": np.where(off, 0, before),
+        "dx": dx,
+        "mean": mean.reshape(-1),
+        "var": var.reshape(-1),
+        "sum_dy": sum_dy.reshape(-1),
+        "sum_dy_xhat": sum_dy_xhat.reshape(-1),
+        "largest": np.abs(gamma * inv_std * dy).max(),
+        "near": relu & (np.abs(before) <= 4e-6 * max(1, np.abs(before).max())),
+        "flips": relu and bool((np.abs(before) <= 4e-6 * max(1, np.abs(before).max())).any()),
+        "terms": np.abs(d).sum(axis=other),
+        "terms_xhat": np.abs(d * xhat).sum(axis=other),
+    }
+
+
+def parameters(c, dtype=np.float32, seed=1):
+    rng = np.random.default_rng(seed)
+    return rng.uniform(0.5, 2, c).astype(dtype), rng.standard_normal(c).astype(dtype)
+
+
+def check(fast, x, axis, relu=True, affine=True, tolerance=1e-6, seed=0):
+    """Forward and backward of x against the oracle; gives both results."""
+    dy = np.random.default_rng(seed).standard_normal(x.shape).astype(x.dtype)
+    gamma, beta = parameters(x.shape[axis]) if affine else (None, None)
+    y, m = fast.forward(x, gamma, beta, axis, EPS, relu)
+    dx, sums = fast.backward(dy, x, m, gamma, beta, axis, EPS, relu)
+    assert y.dtype == dx.dtype == x.dtype
+    assert y.shape == dx.shape == x.shape
+    statistics = np.float64 if x.dtype == np.float64 else np.float32
+    for v in (*m, *sums):
+        assert v.dtype == statistics
+        assert v.shape == (x.shape[axis],)
+    e = exact(x, dy, gamma, beta, axis, relu)
+    assert np.abs(y - e["y"]).max() <= tolerance * np.abs(e["y"]).max()
+    mean = m.mean.astype(np.longdouble) + m.remainder
+    assert np.abs(mean - e["mean"]).max() <= tolerance * np.sqrt(e["var"].max() + EPS)
+    np.testing.assert_allclose(m.var.astype(np.longdouble), e["var"], rtol=2 * tolerance, atol=tolerance * EPS)
+    if not e["flips"]:
+        assert np.abs(dx - e["dx"]).max() <= tolerance * e["largest"]
+        assert (np.abs(sums[0] - e["sum_dy"]) <= 1e-30 + 2 * tolerance * e["terms"]).all()
+        assert (np.abs(sums[1] - e["sum_dy_xhat"]) <= 1e-30 + 2 * tolerance * (e["terms_xhat"] + e["terms"])).all()
+    return y, dx
+
+
+def readonly(x):
+    x.setflags(write=False)
+    return x
+
+
+def unaligned(x):
+    raw = np.zeros(x.nbytes + 1, np.uint8)
+    result = raw[1:].view(x.dtype).reshape(x.shape)
+    result[...] = x
+    return result
+
+
+LAYOUTS = {
+    "C": lambda x: x,
+    "F": np.asfortranarray,
+    "strided": lambda x: np.repeat(x, 2, axis=-1)[..., ::2],
+    "gaps between rows": lambda x: np.concatenate([x, x], axis=-1)[..., : x.shape[-1]],
+    "reversed": lambda x: np.ascontiguousarray(x[::-1, ..., ::-1])[::-1, ..., ::-1],
+    "channels moved": lambda x: np.moveaxis(np.ascontiguousarray(np.moveaxis(x, 1, -1)), -1, 1),
+    "unaligned": unaligned,
+    "read-only": lambda x: readonly(x.copy()),
+}
+
+
+# ---- shapes, axes, dtypes, layouts
+
+SHAPES = [
+    ((2, 1), 1), ((1, 2), 0), ((3, 1), 1), ((2, 70), 1), ((7, 13), 1), ((60, 100), 1), ((100, 60), 0),
+    ((64, 64), 1), ((127, 101), 1), ((65, 16), 1), ((1024, 3), 1), ((4099, 5), 1), ((2, 5, 1), 1), ((2, 3, 4), 1),
+    ((5, 3, 15), 1), ((5, 3, 16), 1), ((5, 3, 17), 1), ((4, 3, 7, 7), 1), ((2, 9, 33, 31), 1), ((3, 5, 6, 7), 3),
+    ((3, 5, 6, 7), 2), ((3, 5, 6, 7), 0), ((2, 1, 5000), 1), ((2, 2, 2, 2, 2), 1), ((2, 300), 1), ((3, 4111), 1),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("shape", "axis"), SHAPES)
+def test_shapes(fast, shape, axis, dtype):
+    tolerance = {np.float32: 1e-6, np.float64: 1e-13, np.float16: 1e-3}[dtype]
+    x = np.random.default_rng(3).standard_normal(shape).astype(dtype)
+    check(fast, x, axis, relu=False, tolerance=tolerance)
+    check(fast, x, axis, relu=True, affine=False, tolerance=tolerance)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=st.lists(st.integers(1, 70), min_size=2, max_size=4).filter(lambda s: math.prod(s) <= 200_000),
+    axis=st.integers(0, 3),
+    relu=st.booleans(),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+    offset=st.sampled_from([0.0, 1.0, -1e3, 1e6]),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_layout_and_offset(fast, shape, axis, relu, layout, offset, dtype, seed):
+    axis %= len(shape)
+    if math.prod(shape) // shape[axis] < 2:
+        shape = [2 if i == axis - 1 or (axis == 0 and i == 1) else n for i, n in enumerate(shape)]
+    x = LAYOUTS[layout]((np.random.default_rng(seed).standard_normal(shape) + offset).astype(dtype))
+    tolerance = 1e-6 if dtype == np.float32 else 1e-15 * max(abs(offset), 100)
+    check(fast, x, axis, relu, tolerance=tolerance, seed=seed)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(90, 33), (4, 6, 5), (4, 6, 9, 9)])
+def test_layouts_give_the_same_and_inputs_stay(fast, layout, shape):
+    rng = np.random.default_rng(0)
+    plain, dplain = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    x, dy = LAYOUTS[layout](plain), LAYOUTS[layout](dplain)
+    gamma, beta = (readonly(v) for v in parameters(shape[1]))
+    y, m = fast.forward(x, gamma, beta, 1, EPS, True)
+    dx, _ = fast.backward(dy, x, m, gamma, beta, 1, EPS, True)
+    want, wanted = fast.forward(plain, gamma, beta, 1, EPS, True)
+    np.testing.assert_allclose(y, want, atol=3e-6)
+    np.testing.assert_allclose(dx, fast.backward(dplain, plain, wanted, gamma, beta, 1, EPS, True)[0], atol=3e-6)
+    np.testing.assert_array_equal(x, plain)
+    np.testing.assert_array_equal(dy, dplain)
+    np.testing.assert_array_equal(fast.backward(dplain, x, m, gamma, beta, 1, EPS, True)[0], dx)
+
+
+# ---- numbers
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e2, 1e4, 1e6, -1e6])
+@pytest.mark.parametrize(("shape", "axis"), [((3000, 20), 1), ((20, 3000), 0), ((30, 7, 10, 10), 1)])
+@pytest.mark.parametrize("relu", [False, True])
+def test_offsets(fast, offset, shape, axis, relu):
+    x = (np.random.default_rng(0).standard_normal(shape) + offset).astype(np.float32)
+    check(fast, x, axis, relu)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("arrangement", ["outlier first", "outlier last", "sorted", "steps"])
+def test_arrangements(fast, axis, arrangement):
+    x = np.random.default_rng(0).standard_normal((20_000, 6))
+    if arrangement.startswith("outlier"):
+        x[0 if "first" in arrangement else -1] = 1e6
+    elif arrangement == "sorted":
+        x = np.sort(x + 1e3, axis=0)
+    else:
+        x += np.where(np.arange(20_000) < 10_000, -1e4, 1e4)[:, None]
+    x = np.ascontiguousarray(x if axis == 1 else x.T, np.float32)
+    check(fast, x, axis, relu=False)
+
+
+def test_a_million_rows(fast):
+    x = (np.random.default_rng(0).standard_normal((1_000_000, 3)) * 3 + 1e5).astype(np.float32)
+    check(fast, x, 1, relu=False)
+    check(fast, np.ascontiguousarray(x.T), 0, relu=False)
+
+
+@pytest.mark.parametrize("shape", [(50, 8), (3, 8, 40), (70_000, 8)])
+@pytest.mark.parametrize("value", [0.0, 0.1, -7.3, 1e6 + 0.1, 1e18, 1e-30])
+def test_a_constant_channel_gives_beta(fast, shape, value):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    x[:, 3] = value
+    gamma, beta = parameters(8)
+    y, m = fast.forward(x, gamma, beta, 1, EPS, False)
+    assert (y[:, 3] == beta[3]).all()
+    assert m.var[3] == 0
+    dx, _ = fast.backward(np.ones_like(x), x, m, gamma, beta, 1, EPS, False)
+    assert np.isfinite(dx).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(("shape", "axis"), [((40, 21), 1), ((3, 21, 19), 1), ((3, 21, 5), 1), ((600_000, 3), 1)])
+def test_what_is_not_finite_stays_in_its_channel(fast, value, shape, axis):
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    bad = x.copy()
+    bad[1, 2] = value
+    others = [c for c in range(shape[1]) if c != 2]
+    for relu in (False, True):
+        y, m = fast.forward(x, None, None, axis, EPS, relu)
+        z, k = fast.forward(bad, None, None, axis, EPS, relu)
+        np.testing.assert_array_equal(z[:, others], y[:, others])
+        assert np.isnan(z[:, 2]).any()
+        dx, _ = fast.backward(x, bad, k, None, None, axis, EPS, relu)
+        np.testing.assert_array_equal(dx[:, others], fast.backward(x, x, m, None, None, axis, EPS, relu)[0][:, others])
+
+
+def test_relu_keeps_nan_and_its_gradient_at_zero_is_zero(fast):
+    m = Moments(*(np.asarray([v], np.float32) for v in (0, 0, 1)))
+    x = np.asarray([[np.nan], [0.0], [-1.0], [1.0]], np.float32)
+    y = fast.normalize(x, m, None, None, 1, EPS, True)
+    assert np.isnan(y[0, 0])
+    assert y[1:3, 0].tolist() == [0, 0]
+    dy = np.ones_like(x)
+    for dx in (fast.given_gradient(dy, x, m, None, None, 1, EPS, True),):
+        np.testing.assert_array_equal(dx, reference.given_gradient(dy, x, m, None, None, 1, EPS, True))
+
+
+@pytest.mark.parametrize("shape", [(64, 5), (64, 5, 30), (4, 5, 300)])
+def test_huge_values(fast, shape):
+    x = np.random.default_rng(0).choice([-1e18, 1e18], shape).astype(np.float32)
+    check(fast, x, 1, relu=False)
+
+
+# ---- the parts of the compositions
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("shape", "axis"), [((37, 11), 1), ((4, 3, 50), 1), ((4, 3, 5), 1), ((900_000, 2), 1)])
+def test_parts_make_the_whole(fast, shape, axis, dtype, relu):
+    rng = np.random.default_rng(5)
+    x, dy = ((rng.standard_normal(shape) + 2).astype(dtype) for _ in range(2))
+    gamma, beta = parameters(shape[axis])
+    y, m = fast.forward(x, gamma, beta, axis, EPS, relu)
+    dx, sums = fast.backward(dy, x, m, gamma, beta, axis, EPS, relu)
+    for whole, part in zip(m, fast.moments(x, axis), strict=True):
+        np.testing.assert_array_equal(part, whole)
+    np.testing.assert_array_equal(fast.normalize(x, m, gamma, beta, axis, EPS, relu), y)
+    count = x.size // shape[axis]
+    parts = fast.gradient_sums(dy, x, m, gamma, beta, axis, EPS, relu)
+    for whole, part in zip(sums, parts, strict=True):
+        np.testing.assert_array_equal(part, whole)
+    np.testing.assert_array_equal(fast.input_gradient(dy, x, m, parts, count, gamma, beta, axis, EPS, relu), dx)
+    close = {"rtol": 1e-3 if dtype == np.float16 else 1e-5, "atol": 1e-5}
+    given = fast.given_gradient(dy, x, m, gamma, beta, axis, EPS, relu)
+    np.testing.assert_allclose(given, reference.given_gradient(dy, x, m, gamma, beta, axis, EPS, relu), **close)
+
+
+def test_normalize_takes_the_remainder_of_a_given_mean(fast):
+    mean = np.asarray([1e6 + 0.03, 0.5])
+    x = (np.random.default_rng(0).standard_normal((500, 2)) + mean).astype(np.float32)
+    rounded = mean.astype(np.float32)
+    m = Moments(rounded, (mean - rounded).astype(np.float32), np.ones(2, np.float32))
+    y = fast.normalize(x, m, None, None, 1, EPS, False)
+    np.testing.assert_allclose(y, (x.astype(float) - mean) / np.sqrt(1 + EPS), atol=4e-6)
+
+
+def test_parameters_of_another_dtype(fast):
+    x = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
+    gamma, beta = parameters(4, np.float64)
+    y, _ = fast.forward(x, gamma[::-1], beta, 1, EPS, False)
+    want, _ = fast.forward(x, gamma[::-1].astype(np.float32), beta.astype(np.float32), 1, EPS, False)
+    np.testing.assert_array_equal(y, want)
+
+
+def test_results_are_the_callers_own(fast):
+    x = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
+    y, _ = fast.forward(x, None, None, 1, EPS, False)
+    kept = y[10:20].copy()
+    view = y[10:20]
+    del y
+    for _ in range(3):
+        z, _ = fast.forward(x + 1, None, None, 1, EPS, True)
+    np.testing.assert_array_equal(view, kept)
+    assert not np.shares_memory(z, view)
+    assert z.flags.writeable
+    assert not np.shares_memory(z, x)
+
+
+def test_blend(fast):
+    rng = np.random.default_rng(0)
+    arrays = [rng.uniform(1, 2, 7).astype(np.float32) for _ in range(4)]
+    before = [a.copy() for a in arrays]
+    for ours, want in zip(fast.blend(*arrays, 0.1, 1.5), reference.blend(*arrays, 0.1, 1.5), strict=True):
+        np.testing.assert_allclose(ours, want, rtol=1e-6)
+    np.testing.assert_array_equal(arrays, before)
+
+
+# ---- threads and processes
+
+
+@pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
+@pytest.mark.parametrize(("shape", "axis"), [((9000, 100), 1), ((40, 30, 900), 1), ((40, 2, 9000), 1), ((9, 90000), 0)])
+def test_bits_do_not_depend_on_the_number_of_threads(shape, axis):
+    from bnengine.kernels import cpu, workers
+
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
+    gamma, beta = parameters(shape[axis])
+    results = []
+    before = workers.threads()
+    try:
+        for threads in (1, 2, 5):
+            workers.set_threads(threads)
+            y, m = cpu.forward(x, gamma, beta, axis, EPS, True)
+            dx, sums = cpu.backward(dy, x, m, gamma, beta, axis, EPS, True)
+            results.append([y, dx, *m, *sums])
+    finally:
+        workers.set_threads(before)
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_many_threads_at_once(fast):
+    rng = np.random.default_rng(0)
+    arrays = [rng.standard_normal((700 + 100 * i, 1000)).astype(np.float32) for i in range(6)]
+    want = [fast.forward(x, None, None, 1, EPS, True)[0].copy() for x in arrays]
+    wrong = []
+
+    def work(i):
+        for _ in range(10):
+            if not np.array_equal(fast.forward(arrays[i], None, None, 1, EPS, True)[0], want[i]):
+                wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(arrays))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_after_a_fork(fast):
+    x = np.random.default_rng(0).standard_normal((900, 1000)).astype(np.float32)
+    want = fast.forward(x, None, None, 1, EPS, True)[0]
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    child = context.Process(
+        target=lambda: sender.send(np.array_equal(fast.forward(x, None, None, 1, EPS, True)[0], want))
+    )
+    child.start()
+    assert receiver.poll(60)
+    assert receiver.recv() is True
+    child.join(60)
+    assert child.exitcode == 0
+
+
+# ---- the network's other hot operations
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matmul_and_sigmoid(fast, dtype):
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((300, 70)).astype(dtype), rng.standard_normal((70, 90)).astype(dtype)
+    np.testing.assert_allclose(fast.matmul(a, b), a @ b, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fast.matmul(b.T, a.T), (a @ b).T, rtol=1e-5, atol=1e-5)
+    assert fast.matmul(a, b).dtype == dtype
+    x = np.concatenate([[-1000, -100, -20, -0.0, 0.0, 20, 1000, np.inf, -np.inf, np.nan], 8 * a.reshape(-1)])
+    x = x.astype(dtype)
+    y = fast.sigmoid(x)
+    np.testing.assert_allclose(
+        y, reference.sigmoid(x.astype(np.longdouble)), rtol=3e-7 if dtype == np.float32 else 1e-15, atol=1e-37
+    )
+    dy = rng.standard_normal(x.shape).astype(dtype)
+    np.testing.assert_allclose(fast.sigmoid_backward(y, dy), dy * y * (1 - y), rtol=1e-6)
+    assert fast.sigmoid(a.T).shape == a.T.shape
+    np.testing.assert_array_equal(fast.sigmoid(a.T), fast.sigmoid(a).T)
+
+
+@pytest.mark.parametrize("labels_dtype", [np.int64, np.int32, np.uint8])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_softmax_cross_entropy(fast, dtype, labels_dtype):
+    rng = np.random.default_rng(0)
+    z = (5 * rng.standard_normal((33, 10))).astype(dtype)
+    z[0, 3], z[1, 2] = 1000, -1000
+    labels = rng.integers(0, 10, 33).astype(labels_dtype)
+    for logits in (z, np.asfortranarray(z), readonly(z.copy())):
+        loss, dz = fast.softmax_cross_entropy(logits, readonly(labels.copy()))
+        want, dwant = reference.softmax_cross_entropy(z.astype(np.float64), labels)
+        assert np.ndim(loss) == 0
+        assert loss.dtype == (np.float64 if dtype == np.float64 else np.float32)
+        assert dz.dtype == dtype
+        np.testing.assert_allclose(loss, want, rtol=1e-6)
+        np.testing.assert_allclose(
+            dz, dwant, rtol=1e-3 if dtype == np.float16 else 1e-5, atol=1e-4 if dtype == np.float16 else 1e-8
+        )
+
+
+@pytest.mark.parametrize("label", [-1, 10, 200])
+def test_softmax_cross_entropy_of_a_label_outside(fast, label):
+    z = np.zeros((3, 10), np.float32)
+    labels = np.asarray([1, label, 2])
+    loss, dz = fast.softmax_cross_entropy(z, labels)
+    want, dwant = reference.softmax_cross_entropy(z, labels)
+    assert np.isnan(loss)
+    assert np.isnan(want)
+    np.testing.assert_allclose(dz, dwant, rtol=1e-6)
+
+
+ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "correction1": 0.1, "correction2": 1e-3}
+
+OPTIMIZERS = {
+    "sgd": (0, {"rate": 0.1}),
+    "momentum": (1, {"rate": 0.1, "momentum": 0.9, "nesterov": False}),
+    "nesterov": (1, {"rate": 0.1, "momentum": 0.9, "nesterov": True}),
+    "rmsprop": (1, {"rate": 0.01, "decay": 0.99, "eps": 1e-8}),
+    "adam": (2, ADAM | {"decoupled": False}),
+    "adamw": (2, ADAM | {"decoupled": True}),
+}
+
+
+@pytest.mark.parametrize("memory", ["own", "read-only", "strided", "large"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers(fast, name, dtype, memory):
+    slots, scalars = OPTIMIZERS[name]
+    function = {"nesterov": "momentum", "adamw": "adam"}.get(name, name)
+    rng = np.random.default_rng(0)
+    shapes = [(1500, 700)] if memory == "large" else [(13, 7), (7,), (1, 1)]
+
+    def leaves():
+        result = [rng.uniform(0.1, 1, shape).astype(dtype) for shape in shapes]
+        if memory == "read-only":
+            return [readonly(leaf) for leaf in result]
+        return [np.repeat(leaf, 2, axis=-1)[..., ::2] for leaf in result] if memory == "strided" else result
+
+    lists, grads = [leaves() for _ in range(1 + slots)], leaves()
+    decays = [0.1, 0.0, 0.2][: len(shapes)]
+    params, *state = [[leaf.copy() for leaf in leaves] for leaves in lists]
+    want = getattr(reference, function)(params, grads, *state, decays, **scalars)
+    kept = [g.copy() for g in grads]
+    got = getattr(fast, function)(lists[0], grads, *lists[1:], decays, **scalars)
+    assert isinstance(got, tuple)
+    assert len(got) == 1 + slots
+    for ours, theirs in zip(got, want, strict=True):
+        assert len(ours) == len(theirs)
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.dtype == dtype
+            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
+    for g, k in zip(grads, kept, strict=True):
+        np.testing.assert_array_equal(g, k)
+    if memory in ("own", "large"):  # donated: written in place
+        for ours, given in zip(got, lists, strict=True):
+            assert all(a is b for a, b in zip(ours, given, strict=True))
+
+
+# ---- through the public door
+
+
+@pytest.mark.parametrize("impl", NUMPY)
+def test_impl_forces(impl):
+    x = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+    y, residuals = bn.batch_norm(x, impl=impl, activation="relu")
+    np.testing.assert_allclose(y, bn.batch_norm(x, impl="reference", activation="relu")[0], atol=1e-6)
+    assert bn.batch_norm_backward(x, residuals).x.shape == x.shape
+
+
+def test_selected_by_default():
+    assert kernels.select(np.ones((2, 2), np.float32)) is kernels.load(NUMPY[0])
+    assert kernels.select(np.ones((0, 2), np.float32)) is reference
+
+
+def test_modules_are_modules():
+    assert all(isinstance(kernels.load(name), ModuleType) for name in NUMPY)
