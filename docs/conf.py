@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import bnengine
 
 project = "bnengine"
@@ -21,6 +25,8 @@ suppress_warnings = ["config.cache"]  # the hook below is a function, which cann
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
+nb_execution_in_temp = True  # pages write files
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages call bnengine
 
 # Reference
 default_role = "py:obj"  # docstrings write `batch_norm` for a name
