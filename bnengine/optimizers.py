@@ -193,7 +193,7 @@ def adamw(
     decayed: tuple[str, ...] | None = ("weight",),
     clip: float | None = None,
 ) -> Optimizer:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101): p *= 1 - rate * decay first."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv:1711.05101): first p -= rate * decay * p."""
     options = (("beta1", beta1), ("beta2", beta2), ("eps", eps), ("decoupled", True))
     return Optimizer("adam", ("first", "second"), learning_rate, options, weight_decay, decayed, clip)
 

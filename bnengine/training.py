@@ -325,7 +325,7 @@ def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str
     Returns
     -------
     dict
-        `mean_gap`: |mean - precise mean| in standard deviations; `var_ratio`: the larger variance (plus
+        `mean_gap`: the distance of the means in standard deviations; `var_ratio`: the larger variance (plus
         eps) over the smaller; `batches`: updates that the running statistics have seen. Empty where there
         are no running statistics.
     """

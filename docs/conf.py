@@ -1,0 +1,57 @@
+"""Sphinx: MyST pages, notebooks executed at build time, reference from the docstrings."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import bnengine
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "bnengine"
+author = "the bnengine developers"
+project_copyright = author
+version = release = bnengine.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "mathml"]
+html_math_renderer = "mathml"
+exclude_patterns = ["_build", "jupyter_execute"]
+
+# Pages
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Notebooks: executed anew on each build, so that no number outlives the code that gave it.
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_render_markdown_format = "myst"  # tables in outputs
+nb_execution_in_temp = True  # pages write files
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages call bnengine
+
+# Reference
+default_role = "py:obj"  # docstrings write `batch_norm` for a name
+autosummary_generate = False  # a page for a topic, not for a name
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # numpydoc's sections say the types in words
+numpydoc_show_class_members = False
+
+html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["pages.css"]
+html_title = f"bnengine {release}"
+html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+
+
+def without_field_numbers(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201
+    """Drop the docstring that namedtuple gives a field which has none."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
+
+
+def setup(app):  # noqa: ANN001, ANN201
+    app.connect("autodoc-process-docstring", without_field_numbers)

@@ -1,0 +1,75 @@
+"""The README and the documentation: their Python blocks run, and every public name has a place in the reference."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+
+import bnengine
+from bnengine import backends, optimizers
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPTIONAL = ("torch", "jax", "dask", "cupy")
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+
+
+def needs(block: str) -> list[str]:
+    """Optional libraries that the block imports."""
+    return [name for name in OPTIONAL if re.search(rf"^\s*(import|from) {name}\b", block, re.MULTILINE)]
+
+
+def blocks(path: Path) -> list[str]:
+    return [match.group(1) for match in BLOCK.finditer(path.read_text(encoding="utf-8"))]
+
+
+def run(block: str, path: Path, namespace: dict[str, object]) -> None:
+    exec(compile(block, str(path), "exec"), namespace)
+
+
+WITH_LIBRARY = [
+    pytest.param(
+        path, block, id=f"{path.name}-{i}-{needs(block)[0]}", marks=[pytest.mark.gpu] if "cupy" in needs(block) else []
+    )
+    for path in PAGES
+    for i, block in enumerate(blocks(path))
+    if needs(block)
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_the_blocks_of_a_page_run_in_order(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in blocks(path):
+        if not needs(block):
+            run(block, path, namespace)
+
+
+@pytest.mark.parametrize(("path", "block"), WITH_LIBRARY)
+def test_a_block_for_an_optional_library_runs_by_itself(path: Path, block: str) -> None:
+    for name in needs(block):
+        reason = backends.unusable(name)
+        if reason is not None:
+            pytest.skip(f"{name}: {reason}")
+    run(block, path, {})
+
+
+def test_every_public_name_is_in_the_reference() -> None:
+    public = {
+        f"bnengine.{name}"
+        for name, value in vars(bnengine).items()
+        if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    public |= {
+        f"bnengine.optimizers.{name}"
+        for name, value in vars(optimizers).items()
+        if inspect.isfunction(value) and value.__module__ == optimizers.__name__ and not name.startswith("_")
+    }
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md"))
+    documented = set(re.findall(r"^\.\. auto(?:function|class|exception|data):: (\S+)", pages, re.MULTILINE))
+    documented |= {name.replace(".optimizers.Optimizer", ".Optimizer") for name in documented}
+    assert public - documented == set()
