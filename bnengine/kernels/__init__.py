@@ -13,7 +13,9 @@ from types import ModuleType
 from .._typing import Array
 from . import reference
 
-FAST: dict[str, str] = {}
+FAST: dict[str, str] = {
+    "cupy": "cuda",
+}
 """Library of the array -> the fast module for it."""
 
 EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}

@@ -1,0 +1,111 @@
+"""Every CUDA kernel run on the host from CuPy's own source, through the call sites of bnengine.kernels.cuda."""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+
+import pytest
+
+from .checks import (
+    DTYPES,
+    LAYOUTS,
+    UPDATES,
+    Case,
+    Device,
+    Update,
+    check_blend,
+    check_labels_outside,
+    check_normalization,
+    check_sigmoid,
+    check_softmax,
+    check_special_values,
+    check_update,
+)
+
+SCHEDULES = ("lowest", "highest", "rotating", "random")
+
+SHAPES = (
+    ((2, 1), 1),
+    ((37, 5), 1),
+    ((5, 37), 0),
+    ((33, 5, 7), 1),
+    ((2, 3, 300), 1),
+    ((9, 4, 5, 130), 3),
+    ((3, 2, 5, 4, 3), 2),
+    ((2000, 3), 1),
+    ((2, 2, 40, 41), 1),
+    ((1, 6, 513), 1),
+)
+"""Shapes whose tails fill no batch of loads, warp or block, with the feature axis first, inside and last."""
+
+SOME = [
+    *(Case(shape, axis, dtype) for (shape, axis), dtype in zip(SHAPES, itertools.cycle(DTYPES), strict=False)),
+    *(Case((37, 5, 11), 1, dtype, layout) for layout, dtype in zip(LAYOUTS, itertools.cycle(DTYPES), strict=False)),
+    *(Case((600, 3), 1, dtype) for dtype in DTYPES),
+    *(Case((40, 3, 11), 1, "float32", offset=offset, relu=relu) for offset in (1e3, 1e6) for relu in (False, True)),
+    Case((2000, 2), 1, "float32", outliers=True),
+    Case((37, 5), 1, "float16", relu=False, parameters=False),
+    Case((37, 5), 1, "float64", offset=1e6),
+]
+
+WHOLE = [
+    Case(shape, axis, dtype, layout, relu=relu, parameters=relu)
+    for (shape, axis), dtype, layout, relu in itertools.product(SHAPES, DTYPES, LAYOUTS, (False, True))
+]
+
+
+@pytest.mark.parametrize(("number", "case"), list(enumerate(SOME)), ids=str)
+def test_normalization(kernels: ModuleType, stand_in: ModuleType, device: Device, number: int, case: Case) -> None:
+    stand_in.schedule = SCHEDULES[number % len(SCHEDULES)]
+    check_normalization(kernels, device, case)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("case", WHOLE, ids=str)
+def test_normalization_everywhere(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, case: Case, schedule: str
+) -> None:
+    stand_in.schedule = schedule
+    check_normalization(kernels, device, case)
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_a_million_rows(kernels: ModuleType, device: Device, offset: float) -> None:
+    check_normalization(kernels, device, Case((1_000_000, 2), 1, "float32", offset=offset))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_special_values(kernels: ModuleType, stand_in: ModuleType, device: Device, schedule: str) -> None:
+    stand_in.schedule = schedule
+    check_special_values(kernels, device)
+
+
+def test_blend(kernels: ModuleType, device: Device) -> None:
+    check_blend(kernels, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sigmoid(kernels: ModuleType, device: Device, dtype: str) -> None:
+    check_sigmoid(kernels, device, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "layout"), [((1, 1), "C"), ((13, 10), "F"), ((5, 1000), "strided"), ((700, 3), "C")])
+def test_softmax(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, shape: tuple[int, int], layout: str, dtype: str
+) -> None:
+    stand_in.schedule = SCHEDULES[(shape[0] + DTYPES.index(dtype)) % len(SCHEDULES)]
+    check_softmax(kernels, device, shape, dtype, layout)
+
+
+def test_labels_outside(kernels: ModuleType, device: Device) -> None:
+    check_labels_outside(kernels, device)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("update", UPDATES, ids=lambda u: f"{u.name}-{'-'.join(map(str, u.scalars.values()))}")
+def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
+    check_update(kernels, device, update, dtype)
