@@ -35,6 +35,9 @@ THREADS = 2**18
 FEWEST, MOST = 32, 256
 """Values for each thread: enough to pay for its set-up, and few enough that float32 sums stay exact to 1e-6."""
 
+WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
+"""Channels that one thread reads, and several: over the outer indices, the inner ones, and both."""
+
 matmul = reference.matmul
 
 
@@ -46,16 +49,9 @@ def supports(x: Array) -> bool:
 def warmup() -> None:
     """Compile every kernel for the current device, for each dtype: later calls find them in CuPy's cache."""
     for dtype in (cupy.float16, cupy.float32, cupy.float64, *_bfloat16()):
-        x = cupy.zeros((2, 2), dtype=dtype)
-        statistics = reference.statistics_dtype(x)
-        ones = cupy.ones(2, dtype=statistics)
-        _, m = forward(x, ones, ones, 1, 1e-5, True)
-        backward(x, x, m, ones, ones, 1, 1e-5, True)
-        given_gradient(x, x, m, ones, ones, 1, 1e-5, True)
-        blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
-        sigmoid_backward(sigmoid(x), x)
-        softmax_cross_entropy(x, cupy.zeros(2, dtype=cupy.int64))
-        _warm_optimizers(x)
+        for shape in WARM_SHAPES:
+            _warm_normalization(cupy.zeros(shape, dtype=dtype))
+        _warm_network(cupy.zeros((2, 2), dtype=dtype))
 
 
 # ---- what launches have in common
@@ -142,7 +138,9 @@ def _split(outer: int, channels: int, inner: int) -> tuple[int, int]:
     columns = max(1, -(-inner // max(1, -(-inner // wanted))))
     rows = max(1, min(outer, -(-wanted // columns)))
     if rows * channels * columns >= 2**31:
-        raise ValueError(f"x: expected fewer than 2^31 channels on a GPU, got {channels}")
+        raise ValueError(
+            f"x: expected fewer than 2^31 channels and 2^39 values on a GPU, got {channels} times {values}"
+        )
     return rows, columns
 
 
@@ -406,22 +404,21 @@ def _bfloat16() -> tuple[Any, ...]:
     return (ml_dtypes.bfloat16,)
 
 
-def _warm_optimizers(x: Array) -> None:
+def _warm_normalization(x: Array) -> None:
+    ones = cupy.ones(2, dtype=reference.statistics_dtype(x))
+    _, m = forward(x, ones, ones, 1, 1e-5, True)
+    backward(x, x, m, ones, ones, 1, 1e-5, True)
+    given_gradient(x, x, m, ones, ones, 1, 1e-5, True)
+    blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
+
+
+def _warm_network(x: Array) -> None:
+    sigmoid_backward(sigmoid(x), x)
+    softmax_cross_entropy(x, cupy.zeros(2, dtype=cupy.int64))
     p, g, first, second = ([cupy.zeros_like(x)] for _ in range(4))
+    scalars = {"rate": 0.1, "eps": 1e-8}
     sgd(p, g, [0.0], rate=0.1)
     momentum(p, g, first, [0.0], rate=0.1, momentum=0.9, nesterov=False)
-    rmsprop(p, g, second, [0.0], rate=0.1, decay=0.9, eps=1e-8)
-    adam(
-        p,
-        g,
-        first,
-        second,
-        [0.0],
-        rate=0.1,
-        beta1=0.9,
-        beta2=0.999,
-        eps=1e-8,
-        correction1=0.1,
-        correction2=0.001,
-        decoupled=False,
-    )
+    rmsprop(p, g, second, [0.0], decay=0.9, **scalars)
+    corrections = {"correction1": 0.1, "correction2": 0.001}
+    adam(p, g, first, second, [0.0], beta1=0.9, beta2=0.999, decoupled=False, **scalars, **corrections)

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bnengine.kernels.reference import Moments
+
 EPS = 1e-5
 
 
@@ -42,6 +44,20 @@ class Case:
         extra = f"{self.offset:g}{'-outliers' * self.outliers}{'-relu' * self.relu}{'-affine' * self.parameters}"
         return f"{self.dtype}-{'x'.join(map(str, self.shape))}@{self.axis}-{self.layout}-{extra}"
 
+
+SHAPES = (
+    ((2, 1), 1),
+    ((37, 5), 1),
+    ((5, 37), 0),
+    ((33, 5, 7), 1),
+    ((2, 3, 300), 1),
+    ((9, 4, 5, 130), 3),
+    ((3, 2, 5, 4, 3), 2),
+    ((2000, 3), 1),
+    ((2, 2, 40, 41), 1),
+    ((1, 6, 513), 1),
+)
+"""Shapes whose tails fill no batch of loads, warp or block, with the feature axis first, inside and last."""
 
 LAYOUTS = ("C", "F", "rolled", "strided", "reversed")
 DTYPES = ("float16", "bfloat16", "float32", "float64")
@@ -233,6 +249,18 @@ def check_special_values(kernels: ModuleType, device: Device) -> None:
     assert np.allclose(got[:, 3], np.maximum((wide - wide.mean()) / wide.std(), 0), rtol=0, atol=3e-6), "values of 1e18"
 
 
+def check_empty(kernels: ModuleType, device: Device) -> None:
+    """No samples, as on a rank without a share: sums of zero, and results without values."""
+    x, ones = device.put(np.zeros((0, 3, 4), np.float32)), device.put(np.ones(3, np.float32))
+    rest = (x, Moments(ones, ones, ones), ones, ones, 1, EPS, True)
+    assert all((device.get(v) == 0).all() and v.shape == (3,) for v in kernels.gradient_sums(x, *rest)), "sums"
+    assert kernels.normalize(*rest).shape == kernels.given_gradient(x, *rest).shape == x.shape
+    none = device.put(np.zeros((5, 0), np.float32))
+    y, m = kernels.forward(none, None, None, 1, EPS, False)
+    assert y.shape == (5, 0)
+    assert m.mean.shape == (0,)
+
+
 def check_blend(kernels: ModuleType, device: Device) -> None:
     old, new = np.asarray([[1, -2, 3], [4, 5, 6]], np.float32), np.asarray([[7, 8, -9], [1, 2, 3]], np.float32)
     mean, var = kernels.blend(*map(device.put, (*old, *new)), 0.25, 1.5)
@@ -359,6 +387,7 @@ def smallest() -> Iterator[Callable[[ModuleType, Device], None]]:
     ):
         yield lambda kernels, device, case=case: check_normalization(kernels, device, case)
     yield check_special_values
+    yield check_empty
     yield check_blend
     yield lambda kernels, device: check_sigmoid(kernels, device, "float32")
     yield lambda kernels, device: check_softmax(kernels, device, (9, 37), "float32")

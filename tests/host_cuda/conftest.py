@@ -29,7 +29,10 @@ def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
 
     monkeypatch.setattr(cuda, "cupy", stand_in)
     monkeypatch.setattr(stand_in, "schedule", "lowest")
+    monkeypatch.setattr(stand_in, "dry", False)
+    monkeypatch.setattr(stand_in, "rewrite", str)
     stand_in.launches.clear()
+    stand_in.sources.clear()
     cuda._kernel.cache_clear()
     yield cuda
     cuda._kernel.cache_clear()

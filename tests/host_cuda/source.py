@@ -5,6 +5,8 @@ CuPy makes it with private functions, which any release may move: the import the
 
 from __future__ import annotations
 
+import io
+import re
 from typing import Any, NamedTuple
 
 import cupy
@@ -117,12 +119,22 @@ def include_options() -> list[str]:
     return [option for option in core.assemble_cupy_compiler_options(()) if option.startswith("-I")]
 
 
-def cubin(source: str, architecture: int) -> bytes:
+class Cubin(NamedTuple):
+    """A kernel compiled for one architecture, and what the assembler says of it."""
+
+    binary: bytes
+    registers: int
+    spilled: int
+    """Bytes stored and loaded because registers ran out."""
+
+
+def cubin(source: str, architecture: int) -> Cubin:
     """The source compiled for sm_<architecture> as CuPy compiles it, by NVRTC: no device is needed."""
     headers = "".join(f"#include <{header}>\n" for header in core._cupy_header_list)
     options = core.assemble_cupy_compiler_options(())
-    program = _NVRTCProgram(headers + source, "kernel.cu", method="cubin")
-    binary, _ = program.compile(
-        (*options, "-ftz=true", f"-arch=sm_{architecture}", "--device-as-default-execution-space")
-    )
-    return bytes(binary)
+    program, log = _NVRTCProgram(headers + source, "kernel.cu", method="cubin"), io.StringIO()
+    extra = ("-ftz=true", f"-arch=sm_{architecture}", "--device-as-default-execution-space", "--ptxas-options=-v")
+    binary, _ = program.compile((*options, *extra), log)
+    registers = re.findall(r"Used (\d+) registers", log.getvalue())
+    spilled = re.findall(r"(\d+) bytes spill", log.getvalue())
+    return Cubin(bytes(binary), int(registers[0]), sum(map(int, spilled)))

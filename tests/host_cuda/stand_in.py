@@ -6,8 +6,10 @@ launch is replaced. Arrays refuse to hand values to the host, as every such call
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import cupy
 import numpy as np
@@ -19,8 +21,14 @@ BLOCK = 128
 """Threads of an ElementwiseKernel's block, as in CuPy."""
 
 schedule = build.SCHEDULES[0]
+dry = False
+"""Whether launches only note the source and compute nothing."""
+rewrite: Callable[[str], str] = str
+"""What is done to the generated source before it runs: planted bugs."""
 launches: list[str] = []
 """Names of the kernels launched so far."""
+sources: dict[str, str] = {}
+"""Every source launched so far, with its kernel's name."""
 
 
 class Device:
@@ -28,7 +36,7 @@ class Device:
 
     entered = 0
 
-    def __enter__(self) -> Device:
+    def __enter__(self) -> Self:
         Device.entered += 1
         return self
 
@@ -151,8 +159,11 @@ class ReductionKernel:
 
 
 def _launch(code: str, name: str, arguments: list[bytes], blocks: int, threads: int) -> None:
+    code = rewrite(code)
     launches.append(name)
-    build.launch(code, name, arguments, blocks, threads, schedule)
+    sources[code] = name
+    if not dry:
+        build.launch(code, name, arguments, blocks, threads, schedule)
 
 
 # ---- what CuPy does to arguments before it launches
@@ -207,7 +218,7 @@ def _collapse(params: Any, arrays: Any, shape: tuple[int, ...]) -> tuple[list[An
 def _joined(shape: tuple[int, ...], kept: list[int]) -> tuple[int, ...]:
     """The sizes of axes that end at the kept ones."""
     ends = [-1, *kept[:-1], len(shape) - 1] if kept else []
-    return tuple(math.prod(shape[a + 1 : b + 1]) for a, b in zip(ends, ends[1:], strict=False))
+    return tuple(math.prod(shape[a + 1 : b + 1]) for a, b in itertools.pairwise(ends))
 
 
 def _contiguous_outputs(a: Any, kept: int) -> int:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import itertools
 from types import ModuleType
 
+import numpy as np
 import pytest
+
+from bnengine.kernels import cuda_kernels
 
 from .checks import (
     DTYPES,
     LAYOUTS,
+    SHAPES,
     UPDATES,
     Case,
     Device,
     Update,
     check_blend,
+    check_empty,
     check_labels_outside,
     check_normalization,
     check_sigmoid,
@@ -24,20 +29,6 @@ from .checks import (
 )
 
 SCHEDULES = ("lowest", "highest", "rotating", "random")
-
-SHAPES = (
-    ((2, 1), 1),
-    ((37, 5), 1),
-    ((5, 37), 0),
-    ((33, 5, 7), 1),
-    ((2, 3, 300), 1),
-    ((9, 4, 5, 130), 3),
-    ((3, 2, 5, 4, 3), 2),
-    ((2000, 3), 1),
-    ((2, 2, 40, 41), 1),
-    ((1, 6, 513), 1),
-)
-"""Shapes whose tails fill no batch of loads, warp or block, with the feature axis first, inside and last."""
 
 SOME = [
     *(Case(shape, axis, dtype) for (shape, axis), dtype in zip(SHAPES, itertools.cycle(DTYPES), strict=False)),
@@ -83,6 +74,10 @@ def test_special_values(kernels: ModuleType, stand_in: ModuleType, device: Devic
     check_special_values(kernels, device)
 
 
+def test_empty(kernels: ModuleType, device: Device) -> None:
+    check_empty(kernels, device)
+
+
 def test_blend(kernels: ModuleType, device: Device) -> None:
     check_blend(kernels, device)
 
@@ -109,3 +104,38 @@ def test_labels_outside(kernels: ModuleType, device: Device) -> None:
 @pytest.mark.parametrize("update", UPDATES, ids=lambda u: f"{u.name}-{'-'.join(map(str, u.scalars.values()))}")
 def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
     check_update(kernels, device, update, dtype)
+
+
+POSITIONS = """
+#include <cupy/carray.cuh>
+{walk}
+extern "C" __global__ void positions(const CArray<long long, 1, 1, 1> a, CArray<long long, 1, 1, 1> visited) {{
+  Walk walk(a[0], a[1], a[2], a[3], a[4], a[5]);
+  ptrdiff_t at[IN_FLIGHT];
+  for (ptrdiff_t k = 0; int taken = walk.take(at);)
+    for (int i = 0; i < taken; ++i) visited[k++] = at[i];
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("outer", "channels", "inner", "rows", "columns"),
+    [(5, 3, 2**36, 2, 2**29), (2**33 + 3, 3, 2, 2**28, 2), (3, 2**30, 7, 1, 1)],
+)
+def test_positions_beyond_32_bits(
+    stand_in: ModuleType, outer: int, channels: int, inner: int, rows: int, columns: int
+) -> None:
+    """The last thread of an array far beyond 2^31 values visits the positions that exact integers give."""
+    from . import build
+
+    thread = rows * channels * columns - 1
+    want = [
+        (n * channels + channels - 1) * inner + j
+        for n in range(rows - 1, outer, rows)
+        for j in range(columns - 1, inner, columns)
+    ]
+    given = np.asarray([thread, outer, channels, inner, rows, columns], np.int64)
+    visited = np.full(len(want), -1, np.int64)
+    code = POSITIONS.format(walk=cuda_kernels.preamble(cuda_kernels.KERNELS["normalize"]))
+    build.launch(code, "positions", [stand_in._bytes(given), stand_in._bytes(visited)], 1, 1)
+    assert visited.tolist() == want
