@@ -16,6 +16,7 @@ from . import reference
 
 FAST: dict[str, tuple[str, ...]] = {
     "numpy": ("cpu", "blocked"),
+    "cupy": ("cuda",),
 }
 """Library of the array -> the fast modules for it, the fastest first."""
 

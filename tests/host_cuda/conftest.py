@@ -1,0 +1,53 @@
+"""The host in the place of the device, and what is left to the whole grid."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+
+from . import checks
+
+
+@pytest.fixture(scope="session")
+def stand_in() -> ModuleType:
+    """The stand-in `cupy`; skips, with the reason, where it cannot compile."""
+    pytest.importorskip("cupy", reason="no CuPy: the CUDA sources cannot be generated")
+    pytest.importorskip("ml_dtypes", reason="no ml_dtypes: no bfloat16")
+    from . import build, stand_in
+
+    if why := build.missing():
+        pytest.skip(why)
+    return stand_in
+
+
+@pytest.fixture
+def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """bnengine.kernels.cuda with the stand-in for its `cupy`."""
+    from bnengine.kernels import cuda
+
+    monkeypatch.setattr(cuda, "cupy", stand_in)
+    monkeypatch.setattr(stand_in, "schedule", "lowest")
+    monkeypatch.setattr(stand_in, "dry", False)
+    monkeypatch.setattr(stand_in, "rewrite", str)
+    stand_in.launches.clear()
+    stand_in.sources.clear()
+    cuda._kernel.cache_clear()
+    yield cuda
+    cuda._kernel.cache_clear()
+
+
+@pytest.fixture
+def device(stand_in: ModuleType) -> checks.Device:
+    """NumPy memory as the device's."""
+    return checks.Device(stand_in.device, stand_in.host)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the whole grid out unless it is asked for with `-m grid`."""
+    if "grid" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("grid")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("grid")]

@@ -1,0 +1,246 @@
+"""A `cupy` over NumPy memory whose kernels run on the host: what bnengine.kernels.cuda needs of CuPy, no more.
+
+Kernels are CuPy's own objects: they decide types, generate the source and refuse what they refuse. Only the
+launch is replaced. Arrays refuse to hand values to the host, as every such call waits for a device.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import cupy
+import numpy as np
+
+from . import build, source
+from .source import Scalar
+
+BLOCK = 128
+"""Threads of an ElementwiseKernel's block, as in CuPy."""
+
+schedule = build.SCHEDULES[0]
+dry = False
+"""Whether launches only note the source and compute nothing."""
+rewrite: Callable[[str], str] = str
+"""What is done to the generated source before it runs: planted bugs."""
+launches: list[str] = []
+"""Names of the kernels launched so far."""
+sources: dict[str, str] = {}
+"""Every source launched so far, with its kernel's name."""
+
+
+class Device:
+    """The one device, entered as CuPy's is; `entered` counts how deep."""
+
+    entered = 0
+
+    def __enter__(self) -> Self:
+        Device.entered += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Device.entered -= 1
+
+
+class ndarray(np.ndarray):  # noqa: N801  CuPy's name
+    """An array on the device: values only leave it by `host`."""
+
+    @property
+    def device(self) -> Device:  # type: ignore[override]
+        return Device()
+
+    def _waits(self, *_: object) -> Any:
+        raise AssertionError("a value was asked for on the host: on a device that waits")
+
+    __float__ = __int__ = __bool__ = __index__ = item = tolist = _waits
+
+
+ndarray.__module__ = "cupy"
+
+float16, float32, float64, int64 = np.float16, np.float32, np.float64, np.int64
+
+
+def device(a: Any) -> Any:
+    """A host array's values on the device, in the same layout."""
+    return a.view(ndarray)
+
+
+def host(a: Any) -> Any:
+    """A device array's values on the host."""
+    return a.view(np.ndarray)
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    """An array of NaN: what is not written shows."""
+    _refuse_off_device()
+    memory = np.full(math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8)
+    return device(memory.view(dtype).reshape(shape))
+
+
+def zeros(shape: Any, dtype: Any) -> Any:
+    return device(np.zeros(shape, dtype))
+
+
+def ones(shape: Any, dtype: Any) -> Any:
+    return device(np.ones(shape, dtype))
+
+
+def zeros_like(a: Any) -> Any:
+    return device(np.zeros_like(host(a)))
+
+
+def ascontiguousarray(a: Any) -> Any:
+    _refuse_off_device()
+    return device(np.ascontiguousarray(host(a)))
+
+
+def _refuse_off_device() -> None:
+    assert Device.entered, "work was queued on whatever device is current, not on the array's own"
+
+
+class ElementwiseKernel:
+    """CuPy's kernel, run on the host."""
+
+    def __init__(self, *definition: Any, **options: Any) -> None:
+        self.kernel = cupy.ElementwiseKernel(*definition, **options)
+
+    def __call__(self, *arguments: Any, size: int | None = None) -> None:
+        k = self.kernel
+        _refuse_off_device()
+        assert len(arguments) == k.nargs, f"{k.name} takes {k.nargs} arguments, got {len(arguments)}"
+        dtypes, letters = source.elementwise_types(k, list(arguments[: k.nin]), list(arguments[k.nin :]))
+        shape = _loop(k, arguments, size)
+        if 0 in shape:
+            return
+        arguments, shape = _collapse(_params(k), _broadcast(k, arguments, shape), shape)
+        values = _values(arguments, dtypes)
+        code = source.elementwise(k, values, shape, letters)
+        count = math.prod(shape)
+        blocks, threads = -(-count // BLOCK), min(BLOCK, count)
+        _launch(code, k.name, [*(_bytes(v) for v in values), _indexer(shape)], blocks, threads)
+
+
+class ReductionKernel:
+    """CuPy's kernel, run on the host."""
+
+    def __init__(self, *definition: Any, **options: Any) -> None:
+        self.kernel = cupy.ReductionKernel(*definition, **options)
+
+    def __call__(self, *arguments: Any, axis: Any = None) -> None:
+        k = self.kernel
+        _refuse_off_device()
+        assert len(arguments) == k.nargs, f"{k.name} takes {k.nargs} arguments, got {len(arguments)}"
+        inputs, outputs = list(arguments[: k.nin]), list(arguments[k.nin :])
+        dtypes, letters = source.reduction_types(k, inputs, outputs)
+        shape = np.broadcast_shapes(*(a.shape for a in inputs if isinstance(a, np.ndarray)))
+        reduced, kept = source.reduction_axes(axis, len(shape))
+        for out in outputs:
+            assert out.shape == tuple(shape[i] for i in kept), f"{k.name}: out shape is mismatched"
+        if math.prod(shape[i] for i in kept) == 0:
+            return
+        inputs = [np.broadcast_to(host(a), shape).transpose(reduced + kept) if _array(a) else a for a in inputs]
+        self._run(inputs, outputs, tuple(shape[i] for i in reduced + kept), len(kept), dtypes, letters)
+
+    def _run(
+        self, inputs: list[Any], outputs: list[Any], shape: tuple[int, ...], kept: int, dtypes: Any, letters: Any
+    ) -> None:
+        k = self.kernel
+        out_shape = shape[len(shape) - kept :]
+        contiguous = max(_contiguous_outputs(a, kept) for a in inputs if _array(a))
+        inputs, shape = _collapse(k.in_params, inputs, shape)
+        outputs, out_shape = _collapse(k.out_params, [host(a) for a in outputs], out_shape)
+        block, stride, blocks = source.reduction_launch(math.prod(shape), math.prod(out_shape), contiguous)
+        values = _values([*inputs, *outputs], dtypes)
+        code = source.reduction(k, values, shape, out_shape, block, letters)
+        packed = [*(_bytes(v) for v in values), _indexer(shape), _indexer(out_shape), np.int32(stride).tobytes()]
+        _launch(code, k.name, packed, blocks, block)
+
+
+def _launch(code: str, name: str, arguments: list[bytes], blocks: int, threads: int) -> None:
+    code = rewrite(code)
+    launches.append(name)
+    sources[code] = name
+    if not dry:
+        build.launch(code, name, arguments, blocks, threads, schedule)
+
+
+# ---- what CuPy does to arguments before it launches
+
+
+def _params(k: Any) -> list[Any]:
+    """The declared parameters: `params` of a kernel also holds the index of its loop."""
+    return [*k.in_params, *k.out_params]
+
+
+def _array(a: Any) -> bool:
+    return isinstance(a, np.ndarray)
+
+
+def _loop(k: Any, arguments: Any, size: int | None) -> tuple[int, ...]:
+    """The shape that an ElementwiseKernel loops over."""
+    shapes = [a.shape for p, a in zip(_params(k), arguments, strict=True) if _array(a) and not p.raw]
+    assert bool(shapes) == (size is None), f"{k.name}: size goes with raw arrays only"
+    shape = (size,) if size is not None else np.broadcast_shapes(*shapes)
+    for p, a in list(zip(_params(k), arguments, strict=True))[k.nin :]:
+        assert p.raw or a.shape == shape, f"{k.name}: out shape is mismatched"
+    return tuple(shape)
+
+
+def _broadcast(k: Any, arguments: Any, shape: tuple[int, ...]) -> list[Any]:
+    pairs = list(zip(_params(k), arguments, strict=True))
+    wide = [np.broadcast_to(host(a), shape) if _array(a) and not p.raw else a for p, a in pairs[: k.nin]]
+    return [*wide, *arguments[k.nin :]]
+
+
+def _collapse(params: Any, arrays: Any, shape: tuple[int, ...]) -> tuple[list[Any], tuple[int, ...]]:
+    """Neighbouring axes joined where every array steps through them as through one."""
+    looped = [a for p, a in zip(params, arrays, strict=True) if _array(a) and not p.raw]
+    kept: list[int] = []
+    for i, n in enumerate(shape):
+        if n == 1:
+            continue
+        if kept and all(a.strides[kept[-1]] == n * a.strides[i] for a in looped):
+            kept[-1] = i
+        else:
+            kept.append(i)
+    if not kept:
+        kept = [len(shape) - 1] if shape else []
+    sizes = _joined(shape, kept)
+    joined = [
+        np.lib.stride_tricks.as_strided(a, sizes, tuple(a.strides[i] for i in kept)) if _array(a) and not p.raw else a
+        for p, a in zip(params, arrays, strict=True)
+    ]
+    return joined, sizes
+
+
+def _joined(shape: tuple[int, ...], kept: list[int]) -> tuple[int, ...]:
+    """The sizes of axes that end at the kept ones."""
+    ends = [-1, *kept[:-1], len(shape) - 1] if kept else []
+    return tuple(math.prod(shape[a + 1 : b + 1]) for a, b in itertools.pairwise(ends))
+
+
+def _contiguous_outputs(a: Any, kept: int) -> int:
+    """How many outputs lie beside each other in an input whose reduced axes come first."""
+    count = 1
+    for i in range(a.ndim - 1, a.ndim - 1 - kept, -1):
+        if a.strides[i] != count * a.itemsize:
+            break
+        count *= a.shape[i]
+    return count
+
+
+def _values(arguments: Any, dtypes: list[np.dtype]) -> list[Any]:
+    return [host(a) if _array(a) else Scalar(a, t) for a, t in zip(arguments, dtypes, strict=True)]
+
+
+def _bytes(value: Any) -> bytes:
+    """An argument as a launch passes it: a scalar, or the address, size, shape and strides of an array."""
+    if isinstance(value, Scalar):
+        return np.asarray(value.value).astype(value.dtype).tobytes()
+    return np.array([value.ctypes.data, value.size, *value.shape, *value.strides], np.int64).tobytes()
+
+
+def _indexer(shape: tuple[int, ...]) -> bytes:
+    return np.array([math.prod(shape), *shape, *(0 for _ in shape)], np.int64).tobytes()

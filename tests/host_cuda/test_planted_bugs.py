@@ -1,0 +1,159 @@
+"""The proof can fail: bugs planted in device code, kernels, CuPy's source and call sites are all caught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import pytest
+
+from bnengine.kernels import cuda_kernels
+
+from .checks import Device, smallest
+
+FOLDER = Path(cuda_kernels.__file__).parent
+GENERATED = "CuPy's own source"
+
+
+class Bug(NamedTuple):
+    name: str
+    file: str
+    right: str
+    wrong: str
+
+
+STATISTICS, NETWORK, KERNELS, CALLS = "cuda_normalization.cuh", "cuda_network.cuh", "cuda_kernels.py", "cuda.py"
+
+SOME = [
+    Bug("wrong tail", STATISTICS, "n < outer && j < inner", "n <= outer && j < inner"),
+    Bug("lost ReLU mask", STATISTICS, "relu && affine(x) <= 0 ? M(0) : dy", "dy"),
+    Bug("wrong divisor", STATISTICS, "mean /= taken", "mean /= IN_FLIGHT"),
+    Bug("remainder lost", STATISTICS, "fma(-remainder, scale, beta)", "beta"),
+    Bug(
+        "swapped statistics",
+        CALLS,
+        "offset, var, *m, axis=(0, 2)",
+        "offset, var, m.mean, m.var, m.remainder, axis=(0, 2)",
+    ),
+    Bug("wrong grid", CALLS, "relu, *x.walk, y, size=x.threads)", "relu, *x.walk, y, size=x.threads - 1)"),
+    Bug("buffer too small", CALLS, "y = cupy.empty(x.flat.shape,", "y = cupy.empty(x.flat.size - 1,"),
+    Bug("missing barrier", GENERATED, "_sdata[_tid] = _s;\n    __syncthreads();", "_sdata[_tid] = _s;"),
+    Bug("divergent barrier", GENERATED, "_REDUCE(_block);", "_REDUCE(_block); __syncthreads();"),
+    Bug("softmax not shifted", NETWORK, "b.total * exp(b.top - both.top)", "b.total"),
+    Bug(
+        "velocity of the wrong sign",
+        KERNELS,
+        "M v = (M)momentum * (M)velocity + gradient",
+        "M v = gradient - (M)momentum * (M)velocity",
+    ),
+]
+
+REST = [
+    Bug("batch skipped", STATISTICS, "j += columns;", "j += 2 * columns;"),
+    Bug("values visited twice", STATISTICS, "plane += jump;", "plane += 0;"),
+    Bug("channel of a neighbour", STATISTICS, "channel = t % (unsigned int)channels", "channel = (t + 1) % (unsigned int)channels"),
+    Bug("ReLU lost", STATISTICS, "T(relu && result <= 0 ? M(0) : result)", "T(result)"),
+    Bug("ReLU swallows NaN", STATISTICS, "relu && result <= 0 ? M(0) : result", "relu && !(result > 0) ? M(0) : result"),
+    Bug("remainder added to the mean", STATISTICS, "fma(x - mean, scale, shift)", "fma(x - (mean + remainder), scale, shift + remainder * scale)"),
+    Bug("xhat without remainder", STATISTICS, "((x - mean) - remainder) * inv_std", "(x - mean) * inv_std"),
+    Bug("eps left out", STATISTICS, "sqrt(var + eps)", "sqrt(var)"),
+    Bug("scale left out of dx", STATISTICS, "T(channel.scale * (centered", "T(channel.inv_std * (centered"),
+    Bug("mask left out of dx", STATISTICS, "channel.masked(gradient[k], value[k], relu) - mean_dy", "gradient[k] - mean_dy"),
+    Bug("mean of dy left out", STATISTICS, "relu) - mean_dy;", "relu);"),
+    Bug("no shift", STATISTICS, "if (count == 0) base = value[0];", ""),
+    Bug("Chan's term left out of a share", STATISTICS, "square / taken - var + delta * delta * (1 - weight)", "square / taken - var"),
+    Bug("Chan's term left out of a pool", STATISTICS, "b.var - a.var + delta * delta * (1 - weight)", "b.var - a.var"),
+    Bug("weight of the other pool", STATISTICS, "double weight = b.count / both.count", "double weight = a.count / both.count"),
+    Bug("empty pool not left out", STATISTICS, "if (b.count == 0) return a;", ""),
+    Bug("remainder of a pool lost", STATISTICS, "(b.mean - a.mean) + (b.remainder - a.remainder)", "b.mean - a.mean"),
+    Bug("sums of squares overflow", STATISTICS, "square += (value[k] - mean) * (value[k] - mean);", "square += 64 * (value[k] - mean) * (value[k] - mean);"),
+    Bug("sigmoid overflows", NETWORK, "(x < 0 ? small : M(1)) / (1 + small)", "exp(x) / (1 + exp(x))"),
+    Bug("decay of the wrong sign", NETWORK, "g + decay * p", "g - decay * p"),
+    Bug("label beside its class", KERNELS, "M(label == column)", "M(label == column + 1)"),
+    Bug("label outside passes", KERNELS, "bool outside = label < 0 || label >= classes;", "bool outside = label < 0;"),
+    Bug("gradients swapped", KERNELS, "sum_dy = a.dy, sum_dy_xhat = a.dy_xhat", "sum_dy = a.dy_xhat, sum_dy_xhat = a.dy"),
+    Bug("unbiased left out", KERNELS, "batch_var * (M)unbiased - var", "batch_var - var"),
+    Bug("Nesterov's step is momentum's", KERNELS, "nesterov ? gradient + (M)momentum * v : v", "v"),
+    Bug("root of the second moment", KERNELS, "sqrt(v) / (M)root", "sqrt(v)"),
+    Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
+    Bug("rows and columns swapped", CALLS, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
+    Bug("gamma and beta swapped", CALLS, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
+    Bug("dy in its own order", CALLS, "cupy.ascontiguousarray(dy.transpose(x.order))", "cupy.ascontiguousarray(dy)"),
+    Bug("result in memory's order", CALLS, ".transpose(tuple(x.order.index(i) for i in range(len(x.order))))", ".transpose(x.order)"),
+    Bug("count of rows", CALLS, "count = dense.outer * dense.inner", "count = dense.outer"),
+    Bug("sums swapped", CALLS, "return sums[0], sums[1]", "return sums[1], sums[0]"),
+    Bug("dy and x swapped", CALLS, '_kernel("input_gradient")(dy, x.flat,', '_kernel("input_gradient")(x.flat, dy,'),
+    Bug("too few shares", CALLS, "cupy.empty((4, x.rows, x.channels, x.columns)", "cupy.empty((4, 1, x.channels, 1)"),
+    Bug("no copy of strided memory", CALLS, "if not x.transpose(order).flags.c_contiguous:", "if False:"),
+    Bug("slots swapped", CALLS, '_update("adam", (p, m, v)', '_update("adam", (p, v, m)'),
+    Bug("L2 beside decoupled decay", CALLS, "(1 - rate * decay, 0.0) if decoupled", "(1 - rate * decay, decay) if decoupled"),
+    Bug("losses summed", CALLS, '_kernel("mean_loss")(row_loss, rows, loss)', '_kernel("mean_loss")(row_loss, 1, loss)'),
+    Bug("not on the array's device", CALLS, "with x.device:", "if True:"),
+    Bug("value read on the host", CALLS, "rows, classes, dlogits, row_loss)", "rows, classes, dlogits, row_loss); float(top[0])"),
+    Bug("barrier missing in the tree", GENERATED, "_REDUCE(_block);\n      }\n      __syncthreads();", "_REDUCE(_block);\n      }"),
+    Bug("shared memory not written", GENERATED, "    _sdata[_tid] = _s;", "    if (_tid < 100) _sdata[_tid] = _s;"),
+    Bug("tree cut short", GENERATED, "_block = 512 / 2", "_block = 512 / 4"),
+    Bug("loop past its end", GENERATED, "_j < _in_ind.size()", "_j <= _in_ind.size()"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("bug", SOME, ids=lambda bug: bug.name)
+def test_caught(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug) -> None:
+    assert _outcome(stand_in, device, bug) is not None, f"{bug.name} went unseen"
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("bug", REST, ids=lambda bug: bug.name)
+def test_caught_as_well(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug) -> None:
+    assert _outcome(stand_in, device, bug) is not None, f"{bug.name} went unseen"
+
+
+def test_nothing_planted_nothing_caught(stand_in: ModuleType, kernels: ModuleType, device: Device) -> None:
+    assert _outcome(stand_in, device, Bug("none", CALLS, "", "")) is None
+
+
+def _outcome(stand_in: ModuleType, device: Device, bug: Bug) -> str | None:
+    """What the checks say of the bug, on the first schedule that shows it; None where they pass."""
+    from .build import HostError
+
+    module = _planted(stand_in, bug)
+    for check in smallest():
+        for schedule in ("lowest", "highest"):
+            stand_in.schedule = schedule
+            try:
+                check(module, device)
+            except (AssertionError, HostError, ValueError) as error:
+                return str(error)
+    return None
+
+
+def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
+    """The kernels' modules made anew, with the bug in its file."""
+    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, CALLS)}
+    if bug.file == GENERATED:
+        stand_in.rewrite = _rewriter(bug)
+    else:
+        assert bug.right in texts[bug.file], f"{bug.name}: the text has changed"
+        texts[bug.file] = texts[bug.file].replace(bug.right, bug.wrong) if bug.right else texts[bug.file]
+    kernels, calls = _module("planted_kernels", KERNELS, texts), _module("planted_calls", CALLS, texts)
+    calls.KERNELS, calls.cupy = kernels.KERNELS, stand_in
+    calls.preamble = lambda spec: texts[spec.source]
+    calls.Reduction = kernels.Reduction
+    return calls
+
+
+def _rewriter(bug: Bug) -> Callable[[str], str]:
+    def rewrite(code: str) -> str:
+        assert bug.right in code or "_type_reduce" not in code, f"{bug.name}: CuPy's source has changed"
+        return code.replace(bug.right, bug.wrong)
+
+    return rewrite
+
+
+def _module(name: str, file: str, texts: dict[str, str]) -> ModuleType:
+    module = ModuleType(f"bnengine.kernels.{name}")
+    module.__package__, module.__file__ = "bnengine.kernels", str(FOLDER / file)
+    exec(compile(texts[file], name, "exec"), module.__dict__)  # noqa: S102  planted text must run
+    return module

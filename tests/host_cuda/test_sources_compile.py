@@ -1,0 +1,66 @@
+"""Every CUDA source compiles for the architectures that are promised, as CuPy would compile it."""
+
+from __future__ import annotations
+
+import itertools
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+from bnengine.kernels import cuda_kernels
+
+from .checks import DTYPES, SHAPES, Device, dtype_of, laid_out
+
+ARCHITECTURES = (75, 80, 90)
+
+
+@pytest.fixture
+def sources(kernels: ModuleType, stand_in: ModuleType) -> dict[str, str]:
+    """The sources of all kernels, dtypes and layouts, which are those that `warmup` compiles ahead."""
+    stand_in.dry = True
+    with stand_in.Device():
+        kernels.warmup()
+    return dict(stand_in.sources)
+
+
+def test_warmup_reaches_every_kernel(sources: dict[str, str]) -> None:
+    assert {name.removeprefix("bnengine_") for name in sources.values()} == set(cuda_kernels.KERNELS)
+    for kernel in cuda_kernels.KERNELS:
+        dtypes = sum(name == f"bnengine_{kernel}" for name in sources.values())
+        assert dtypes >= 2, f"{kernel}: only {dtypes} sources"
+
+
+def test_warmup_leaves_nothing_to_compile(
+    sources: dict[str, str], kernels: ModuleType, stand_in: ModuleType, device: Device
+) -> None:
+    for (shape, axis), dtype, layout in itertools.product(SHAPES, DTYPES, ("C", "F", "strided")):
+        x = laid_out(device, np.zeros(shape, dtype_of(dtype)), layout)
+        _, m = kernels.forward(x, None, None, axis, 1e-5, False)
+        kernels.backward(x, x, m, None, None, axis, 1e-5, False)
+    for rows, classes in ((128, 10), (7, 1000)):
+        labels = device.put(np.zeros(rows, np.int64))
+        kernels.softmax_cross_entropy(device.put(np.zeros((rows, classes), np.float32)), labels)
+    assert [name for code, name in stand_in.sources.items() if code not in sources] == []
+
+
+def test_sources_compile(sources: dict[str, str]) -> None:
+    """Each source for one architecture, in turn: every kernel meets all of them over its dtypes."""
+    for number, (code, name) in enumerate(sources.items()):
+        _compiles(code, name, ARCHITECTURES[number % len(ARCHITECTURES)])
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_sources_compile_everywhere(sources: dict[str, str], architecture: int) -> None:
+    registers = [(_compiles(code, name, architecture), name) for code, name in sources.items()]
+    print(f"sm_{architecture}: {len(sources)} sources, no spills, at most {max(registers)} registers")
+
+
+def _compiles(code: str, name: str, architecture: int) -> int:
+    from . import source
+
+    compiled = source.cubin(code, architecture)
+    assert compiled.binary.startswith(b"\x7fELF")
+    assert compiled.spilled == 0, f"{name} spills {compiled.spilled} bytes on sm_{architecture}"
+    return compiled.registers

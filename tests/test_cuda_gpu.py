@@ -1,0 +1,145 @@
+"""The CUDA kernels on a GPU: what the host proof checks, and what only hardware shows."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from host_cuda import checks
+from host_cuda.checks import DTYPES, LAYOUTS, SHAPES, UPDATES, Case, Device, Update
+
+from bnengine.kernels import cuda_kernels
+
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
+
+
+@pytest.fixture(scope="module")
+def kernels() -> ModuleType:
+    """bnengine.kernels.cuda; skips where CuPy finds no GPU."""
+    cupy = pytest.importorskip("cupy", reason="no CuPy")
+    if not cupy.is_available():
+        pytest.skip("no GPU that CuPy can use")
+    from bnengine.kernels import cuda
+
+    return cuda
+
+
+@pytest.fixture(scope="module")
+def device(kernels: ModuleType) -> Device:
+    return Device(kernels.cupy.asarray, kernels.cupy.asnumpy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((65536, 64), 1), ((32, 64, 56, 56), 1)], ids=str)
+def test_normalization(
+    kernels: ModuleType, device: Device, shape: tuple[int, ...], axis: int, dtype: str, layout: str
+) -> None:
+    for relu in (False, True):
+        checks.check_normalization(kernels, device, Case(shape, axis, dtype, layout, relu=relu, parameters=relu))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", [Case((1_000_000, 2), 1, offset=1e6), Case((1_000_000, 2), 1, outliers=True)], ids=str)
+def test_promises_at_a_million_rows(kernels: ModuleType, device: Device, case: Case) -> None:
+    checks.check_normalization(kernels, device, case)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    "check",
+    [checks.check_special_values, checks.check_empty, checks.check_blend, checks.check_labels_outside],
+    ids=lambda check: check.__name__,
+)
+def test_special_cases(kernels: ModuleType, device: Device, check: Any) -> None:
+    check(kernels, device)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_network(kernels: ModuleType, device: Device, dtype: str) -> None:
+    checks.check_sigmoid(kernels, device, dtype)
+    for shape, layout in itertools.product(((1, 1), (128, 10), (5, 1000), (70_000, 3)), LAYOUTS):
+        checks.check_softmax(kernels, device, shape, dtype, layout)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("update", UPDATES, ids=lambda u: f"{u.name}-{'-'.join(map(str, u.scalars.values()))}")
+def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
+    checks.check_update(kernels, device, update, dtype)
+
+
+@pytest.mark.gpu
+def test_same_bits_a_hundred_times(kernels: ModuleType, device: Device) -> None:
+    x = device.put(np.random.default_rng(0).standard_normal((37, 64, 29, 31)).astype(np.float32))
+    results = set()
+    for _ in range(100):
+        y, m = kernels.forward(x, None, None, 1, 1e-5, True)
+        dx, sums = kernels.backward(x, x, m, None, None, 1, 1e-5, True)
+        results.add(b"".join(device.get(v).tobytes() for v in (y, *m, dx, *sums)))
+    assert len(results) == 1
+
+
+@pytest.mark.gpu
+def test_current_stream(kernels: ModuleType, device: Device) -> None:
+    """Work goes to the caller's stream: nothing of it has run while that stream waits."""
+    cupy = kernels.cupy
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        x = device.put(np.ones((4096, 64), np.float32))
+        stream.begin_capture()
+        kernels.sigmoid(x)
+        graph = stream.end_capture()
+    graph.launch(stream)
+    stream.synchronize()
+
+
+@pytest.mark.gpu
+def test_more_than_2_31_values(kernels: ModuleType) -> None:
+    cupy = kernels.cupy
+    if cupy.cuda.Device().mem_info[0] < 20 * 2**30:
+        pytest.skip("less than 20 GiB of free GPU memory")
+    x = cupy.zeros((2**21 + 1, 1024), dtype=cupy.float16)
+    x[-1, :] = 1
+    y, m = kernels.forward(x, None, None, 1, 1e-5, False)
+    mean = 1 / x.shape[0]
+    assert np.allclose(cupy.asnumpy(m.mean), mean, rtol=1e-6)
+    assert np.allclose(cupy.asnumpy(y[-1, :]).astype(float), 1 / np.sqrt(mean * (1 - mean) + 1e-5), rtol=1e-3)
+
+
+@pytest.mark.gpu
+def test_every_device(kernels: ModuleType) -> None:
+    cupy = kernels.cupy
+    if cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU only")
+    with cupy.cuda.Device(1):
+        x = cupy.ones((64, 3), dtype=cupy.float32)
+    y, m = kernels.forward(x, None, None, 1, 1e-5, False)
+    assert y.device == m.mean.device == x.device
+
+
+def test_kernels_since_the_last_record() -> None:
+    """Says which kernels no record from a GPU covers; a record holds `kernels`, their hashes by name."""
+    records = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("gpu*.json"))]
+    if not records:
+        pytest.skip("no record of a GPU under benchmarks/results: no kernel has been verified on one")
+    path, record = records[-1]
+    changed = [name for name, hash_ in cuda_kernels.fingerprints().items() if record["kernels"].get(name) != hash_]
+    if changed:
+        pytest.skip(f"changed since {path.name}: {', '.join(changed)}")
+
+
+def test_fingerprints_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cuda_kernels.fingerprints()
+    assert len(set(before.values())) == len(cuda_kernels.KERNELS)
+    sgd = cuda_kernels.KERNELS["sgd"]
+    monkeypatch.setitem(cuda_kernels.KERNELS, "sgd", sgd._replace(outputs=f"{sgd.outputs} "))
+    assert [name for name, hash_ in cuda_kernels.fingerprints().items() if hash_ != before[name]] == ["sgd"]
+    monkeypatch.setattr(cuda_kernels, "preamble", lambda spec: f"// {spec.source}")
+    assert all(hash_ != before[name] for name, hash_ in cuda_kernels.fingerprints().items())
