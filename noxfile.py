@@ -32,4 +32,5 @@ def lint(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The documentation, notebooks executed, warnings as errors."""
     session.install("-e", ".[train,cpu]", *group("docs"))
-    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build", *session.posargs)
+    options = ["--fresh-env", "-W", "--keep-going", "-b", "html"]  # fresh: pages show what the code does now
+    session.run("sphinx-build", *options, "docs", "docs/_build", *session.posargs)

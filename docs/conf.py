@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -20,10 +21,10 @@ html_math_renderer = "mathml"
 exclude_patterns = ["_build", "jupyter_execute"]
 
 # Pages
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
-# Notebooks: executed anew on each build, so that no number outlives the code that gave it.
+# Notebooks: executed whenever they are read, so that no number outlives the code that gave it (see noxfile.py).
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 120
@@ -47,11 +48,12 @@ html_show_copyright = False
 html_theme_options = {"navigation_with_keys": True}
 
 
-def without_field_numbers(app, what, name, obj, options, lines):  # noqa: ANN001, ANN201
-    """Drop the docstring that namedtuple gives a field which has none."""
-    if lines and lines[0].startswith("Alias for field number"):
+def tidied(app, what, name, obj, options, lines):
+    """Drop the docstring that namedtuple gives a field which has none; `.name` is a field, not a link to any `name`."""
+    if any(line.startswith("Alias for field number") for line in lines):
         lines.clear()
+    lines[:] = [re.sub(r"(?<!`)`(\.\w+)`(?!`)", r"``\1``", line) for line in lines]
 
 
-def setup(app):  # noqa: ANN001, ANN201
-    app.connect("autodoc-process-docstring", without_field_numbers)
+def setup(app):
+    app.connect("autodoc-process-docstring", tidied)

@@ -11,17 +11,17 @@ from sphinx.util import logging
 log = logging.getLogger(__name__)
 
 
-def inline(translator, node):  # noqa: ANN001, ANN201
+def inline(translator, node):
     translator.body.append(mathml(node, as_block=False))
     raise nodes.SkipNode
 
 
-def block(translator, node):  # noqa: ANN001, ANN201
+def block(translator, node):
     translator.body.append(f'<div class="math">{mathml(node, as_block=True)}</div>\n')
     raise nodes.SkipNode
 
 
-def mathml(node, *, as_block: bool) -> str:  # noqa: ANN001
+def mathml(node, *, as_block: bool) -> str:
     formula = re.sub(r"\\[Bb]igg?[lr]?(?![A-Za-z])", "", node.astext())  # browsers size parentheses themselves
     try:
         return str(latex2mathml.tex2mathml(formula, as_block=as_block))
@@ -30,6 +30,6 @@ def mathml(node, *, as_block: bool) -> str:  # noqa: ANN001
         return node.astext()
 
 
-def setup(app):  # noqa: ANN001, ANN201
+def setup(app):
     app.add_html_math_renderer("mathml", (inline, None), (block, None))
     return {"parallel_read_safe": True, "parallel_write_safe": True}
