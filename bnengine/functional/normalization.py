@@ -357,7 +357,7 @@ class RunningStats(NamedTuple):
 
 def _values(x: Array, axis: int) -> int:
     """Values for each channel."""
-    return math.prod(n for i, n in enumerate(x.shape) if i != axis)
+    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
 
 
 def _enough(count: int, x: Array) -> None:

@@ -24,6 +24,7 @@ EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 """Fast module -> the extra that installs what it needs."""
 
 
+@functools.cache
 def library(kind: type) -> str:
     """The library that an array type belongs to."""
     return kind.__module__.partition(".")[0].removesuffix("lib")

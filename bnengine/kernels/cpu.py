@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array
-from . import blocked, cpu_updates, views
+from . import blocked, cpu_updates, views, workers
 from .cpu_columns import Columns
 from .cpu_layout import Layout
 from .cpu_planes import Planes
@@ -109,3 +109,28 @@ matmul = blocked.matmul
 sigmoid, sigmoid_backward = blocked.sigmoid, blocked.sigmoid_backward
 softmax_cross_entropy = blocked.softmax_cross_entropy
 sgd, momentum, rmsprop, adam = cpu_updates.sgd, cpu_updates.momentum, cpu_updates.rmsprop, cpu_updates.adam
+
+
+# ---- ahead of time
+
+
+def warmup(*dtypes: str) -> None:
+    """Compile all kernels for these dtypes ("float32", "float64"), which else happens on first use."""
+    for name in dtypes:
+        dtype = np.dtype(name)
+        for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
+            _every_kernel(np.zeros(shape, dtype))
+        p, g, m, v = ([np.zeros(1, dtype)] for _ in range(4))
+        sgd(p, g, [0.0], rate=0.1)
+        momentum(p, g, m, [0.0], rate=0.1, momentum=0.9, nesterov=False)
+        rmsprop(p, g, v, [0.0], rate=0.1, decay=0.9, eps=1e-8)
+        betas = {"beta1": 0.9, "beta2": 0.99, "correction1": 0.1, "correction2": 0.1}
+        adam(p, g, m, v, [0.0], rate=0.1, eps=1e-8, decoupled=False, **betas)
+
+
+def _every_kernel(x: Array) -> None:
+    _, m = forward(x, None, None, 1, 1e-5, True)
+    backward(x, x, m, None, None, 1, 1e-5, True)
+    normalize(x, moments(x, 1), None, None, 1, 1e-5, True)
+    sums = gradient_sums(x, x, m, None, None, 1, 1e-5, True)
+    input_gradient(x, x, m, sums, 2, None, None, 1, 1e-5, True)

@@ -57,8 +57,8 @@ def moments(x: Array, start: int, stop: int, mean: Array, square: Array) -> None
     center = np.empty(period, x.dtype)
     s = np.empty(period, x.dtype)
     q = np.empty(period, x.dtype)
-    # The first center is the first row's, corrected: a constant column then has exactly its value as mean.
-    first = min(stop, start + ROWS * period)
+    # The first center is the first row, corrected: a constant column then has exactly its value as mean.
+    first = min(stop, start + ROWS // 4 * period)
     for j in range(period):
         center[j] = x[start + j]
     _sums_about(x, start, first, center, s, q)

@@ -64,10 +64,10 @@ def _sums_about(x: Array, start: int, step: int, planes: int, length: int, cente
 def _channel_moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[float, float]:
     """Mean of one channel and the sum of squares about it."""
     together = max(1, VALUES // length)
-    piece = min(length, VALUES)
     # The first center is the first value, corrected: a constant channel then has exactly its value as mean.
     center = x[start]
-    first = min(planes, together)
+    first = min(planes, max(1, VALUES // 4 // length))
+    piece = min(length, VALUES // 4)
     s, q = _sums_about(x, start, step, first, piece, center)
     center += x.dtype.type(s / (first * piece))
     mean, square, done = np.float64(center), 0.0, 0.0
