@@ -89,15 +89,18 @@ def test_same_bits_a_hundred_times(kernels: ModuleType, device: Device) -> None:
 
 @pytest.mark.gpu
 def test_current_stream(kernels: ModuleType, device: Device) -> None:
-    """Work goes to the caller's stream: nothing of it has run while that stream waits."""
+    """Work goes to the caller's stream: captured into a graph, it runs when the graph does."""
     cupy = kernels.cupy
     with cupy.cuda.Stream(non_blocking=True) as stream:
-        x = device.put(np.ones((4096, 64), np.float32))
+        x = device.put(np.zeros((4096, 64), np.float32))
+        kernels.sigmoid(x)  # compiled before the capture
         stream.begin_capture()
-        kernels.sigmoid(x)
+        y = kernels.sigmoid(x)
         graph = stream.end_capture()
-    graph.launch(stream)
-    stream.synchronize()
+        y.fill(-1)
+        graph.launch(stream)
+        stream.synchronize()
+        assert (device.get(y) == 0.5).all()
 
 
 @pytest.mark.gpu

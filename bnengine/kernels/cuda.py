@@ -118,16 +118,16 @@ class _Dense(NamedTuple):
 
 def _dense(x: Array, axis: int) -> _Dense:
     """x without a copy where its values lie without gaps in any order of axes, else copied once."""
-    order = tuple(range(x.ndim))
-    if not x.flags.c_contiguous:
-        order = tuple(sorted(order, key=lambda i: -abs(x.strides[i])))
-        if not x.transpose(order).flags.c_contiguous:
-            x, order = cupy.ascontiguousarray(x), tuple(range(x.ndim))
-    x = x.transpose(order)
-    place = order.index(axis)
-    outer, channels, inner = math.prod(x.shape[:place]), x.shape[place], math.prod(x.shape[place + 1 :])
+    order = tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))
+    shape, place = tuple(x.shape[i] for i in order), order.index(axis)
+    outer, channels, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
     rows, columns = _split(outer, channels, inner)
-    return _Dense(x.reshape(-1), outer, channels, inner, rows, columns, order, x.shape)
+    return _Dense(_memory(x, order), outer, channels, inner, rows, columns, order, shape)
+
+
+def _memory(x: Array, order: tuple[int, ...]) -> Array:
+    """The values of x, axes in this order, one beside the other: a copy only where they lie otherwise."""
+    return cupy.ascontiguousarray(x.transpose(order)).reshape(-1)
 
 
 def _split(outer: int, channels: int, inner: int) -> tuple[int, int]:
@@ -142,11 +142,6 @@ def _split(outer: int, channels: int, inner: int) -> tuple[int, int]:
             f"x: expected fewer than 2^31 channels and 2^39 values on a GPU, got {channels} times {values}"
         )
     return rows, columns
-
-
-def _beside(dy: Array, x: _Dense) -> Array:
-    """The memory of dy in the order of x, copied where it lies in another."""
-    return cupy.ascontiguousarray(dy.transpose(x.order)).reshape(-1)
 
 
 def _restored(flat: Array, x: _Dense) -> Array:
@@ -197,7 +192,7 @@ def gradient_sums(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, Array]:
     dense = _dense(x, axis)
-    return _gradient_sums(_beside(dy, dense), dense, moments, gamma, beta, eps, relu)
+    return _gradient_sums(_memory(dy, dense.order), dense, moments, gamma, beta, eps, relu)
 
 
 def _gradient_sums(
@@ -225,7 +220,7 @@ def input_gradient(
     relu: bool,
 ) -> Array:
     dense = _dense(x, axis)
-    return _input_gradient(_beside(dy, dense), dense, moments, sums, count, gamma, beta, eps, relu)
+    return _input_gradient(_memory(dy, dense.order), dense, moments, sums, count, gamma, beta, eps, relu)
 
 
 def _input_gradient(
@@ -262,7 +257,7 @@ def backward(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, tuple[Array, Array]]:
     dense = _dense(x, axis)
-    dy = _beside(dy, dense)
+    dy = _memory(dy, dense.order)
     sums = _gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
     count = dense.outer * dense.inner
     return _input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu), sums
@@ -275,7 +270,7 @@ def given_gradient(
     dense = _dense(x, axis)
     dx = cupy.empty(dense.flat.shape, dtype=x.dtype)
     channel = _channel(moments, gamma, beta, eps)
-    _kernel("given_gradient")(_beside(dy, dense), dense.flat, *channel, relu, *dense.walk, dx, size=dense.threads)
+    _kernel("given_gradient")(_memory(dy, dense.order), dense.flat, *channel, relu, *dense.walk, dx, size=dense.threads)
     return _restored(dx, dense)
 
 

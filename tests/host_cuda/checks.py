@@ -279,6 +279,8 @@ def check_sigmoid(kernels: ModuleType, device: Device, dtype: str) -> None:
     near("sigmoid", device.get(y), want, dtype, 1)
     relative = np.abs(device.get(y).astype(np.float64) / want - 1).max()
     assert dtype == "float16" or relative <= {"bfloat16": 2**-8, "float32": 4e-7, "float64": 1e-15}[dtype] * 1.01
+    ends = device.get(kernels.sigmoid(device.put(np.asarray([-1000, 1000]).astype(x.dtype))))
+    assert ends.tolist() == [0, 1], "overflow"
     kept = device.get(y).astype(np.float64)
     dx = kernels.sigmoid_backward(y, device.put(dy).T.T)
     near("sigmoid_backward", device.get(dx), dy.astype(np.float64) * kept * (1 - kept), dtype, 1)
@@ -380,7 +382,8 @@ def check_update(kernels: ModuleType, device: Device, update: Update, dtype: str
 def smallest() -> Iterator[Callable[[ModuleType, Device], None]]:
     """Checks that touch every line of the device code, one after the other."""
     for case in (
-        Case((37, 5, 11), 1, layout="F"),
+        Case((37, 5, 11), 1, layout="rolled"),
+        Case((70, 3), 1, "float64", offset=1e6, layout="strided"),
         Case((70, 3), 1, offset=1e6, relu=False),
         Case((5, 600), 0, outliers=True),
         Case((2, 3, 300), 1, parameters=False),

@@ -51,6 +51,11 @@ class ndarray(np.ndarray):  # noqa: N801  CuPy's name
     def device(self) -> Device:  # type: ignore[override]
         return Device()
 
+    def __getitem__(self, key: Any) -> Any:
+        """An array even where NumPy gives a number, as in CuPy."""
+        found = super().__getitem__(key)
+        return found if isinstance(found, np.ndarray) else device(np.asarray(found))
+
     def _waits(self, *_: object) -> Any:
         raise AssertionError("a value was asked for on the host: on a device that waits")
 
