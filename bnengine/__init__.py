@@ -2,6 +2,7 @@
 
 __version__ = "0.1.0"
 
+from . import data as data
 from . import optimizers as optimizers
 from .backends import Backend as Backend
 from .backends import backend as backend
@@ -10,6 +11,7 @@ from .checkpoints import Loaded as Loaded
 from .checkpoints import load as load
 from .checkpoints import save as save
 from .functional import Gradients as Gradients
+from .functional import LinearGradients as LinearGradients
 from .functional import Residuals as Residuals
 from .functional import RunningStats as RunningStats
 from .functional import batch_norm as batch_norm

@@ -122,6 +122,8 @@ def load(path: str | os.PathLike[str], *, backend: Backend | None = None) -> Loa
 def write(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Replace a file by new content that is complete on the disk first."""
     path = Path(path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: its directory {path.parent} does not exist")
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from . import __version__, backends
-from .config import FIELDS, Config, ConfigError, resolve
+from .config import FIELDS, resolve
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,9 +48,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     train = _command(commands, "train", _train, "train a network on data and write a run directory")
     train.add_argument("--config", metavar="FILE", help="TOML file with any of these options, under their names with _")
-    train.add_argument("--out", metavar="DIR", help="directory of the run (default: a new one under runs/)")
-    train.add_argument("--resume", action="store_true", help="go on with the run in --out, or start it")
-    train.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
     for name in FIELDS:
         _add_option(train, name)
     evaluate = _command(commands, "evaluate", _evaluate, "measure a trained run on data")
@@ -59,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--label", metavar="COLUMN", help="column of a CSV file that holds the labels")
     predict = _command(commands, "predict", _predict, "predictions of a trained run for raw rows, as CSV")
     predict.add_argument("directory", metavar="RUN", help="directory of the run")
-    predict.add_argument("--data", metavar="FILE", required=True, help="CSV or npz file of rows; a label is not needed")
+    predict.add_argument("--data", metavar="FILE", required=True, help="CSV or npz file of rows, labels not needed")
     predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     for command in (evaluate, predict):
         for name in ("backend", "device"):
@@ -105,19 +102,11 @@ def _train(options: argparse.Namespace) -> int:
     from . import runs
 
     given = vars(options)
-    out, overwrite, resume = given.get("out"), given.get("overwrite", False), given.get("resume", False)
-    if resume and overwrite:
-        raise ConfigError("resume and overwrite exclude each other")
-    if resume and out is None:
-        raise ConfigError("resume: name the run with --out")
     config = resolve({name: value for name, value in given.items() if name in FIELDS}, given.get("config"))
     directory, summary = runs.train(
         config,
-        out=out,
-        overwrite=overwrite,
-        resume=resume,
         on_start=lambda text: print(text, flush=True),
-        on_epoch=lambda row: print(_epoch_line(row, config), flush=True),
+        on_epoch=lambda row: print(_epoch_lines(row), flush=True),
         progress=_bar if sys.stderr.isatty() else None,
     )
     gap = summary["running_statistics"]
@@ -126,7 +115,7 @@ def _train(options: argparse.Namespace) -> int:
             f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
-    print(", ".join(f"{name} {value:.4f}" for name, value in summary.items() if name.startswith("test_")))
+    print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
 
@@ -138,10 +127,17 @@ def _bar(batches: Iterable[Any]) -> Iterable[Any]:
     return bar
 
 
-def _epoch_line(row: dict[str, Any], config: Config) -> str:
-    parts = [f"epoch {row['epoch']}/{config.epochs}"]
-    parts += [f"{name} {row[name]:.4f}" for name in row if name.startswith(("train_", "validation_"))]
-    return "  ".join([*parts, f"{row['seconds']:.1f} s"])
+def _epoch_lines(row: dict[str, Any]) -> str:
+    """The epoch's metrics in columns, with their names above the first."""
+    metrics = {name: value for name, value in row.items() if name.startswith(("train_", "validation_"))}
+    columns = {"epoch": f"{row['epoch']}", **{name: _number(value) for name, value in metrics.items()}}
+    columns["seconds"] = f"{row['seconds']:.1f}"
+    line = "  ".join(f"{cell:>{len(name)}}" for name, cell in columns.items())
+    return f"{'  '.join(columns)}\n{line}" if row["epoch"] == 1 else line
+
+
+def _number(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
 
 
 def _evaluate(options: argparse.Namespace) -> int:
@@ -156,7 +152,9 @@ def _evaluate(options: argparse.Namespace) -> int:
         device=given.get("device"),
     )
     for name, value in metrics.items():
-        print(f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {value}")
+        print(
+            f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {'undefined' if value is None else value}"
+        )
     return 0
 
 

@@ -17,8 +17,9 @@ class ConfigError(ValueError):
     """A request that cannot be met; the message names the option."""
 
 
-def _option(default: Any, text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return dataclasses.field(default=default, metadata={"help": text, "choices": choices})
+def _option(default: Any, text: str, choices: tuple[str, ...] | None = None, *, kept: bool = True) -> Any:
+    """A field; one that is not `kept` says where a run goes, not what it is, and is left out of its files."""
+    return dataclasses.field(default=default, compare=kept, metadata={"help": text, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -28,39 +29,46 @@ class Config:
     data: str = _option(
         "digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files"
     )
-    label: str | None = _option(None, "column of a CSV file to predict, by name or position (default: the last)")
-    task: str = _option("auto", "what the labels are", ("auto", "classification", "regression"))
+    label: str | None = _option(None, "column of a CSV file to predict, by name or position; the last where not given")
+    task: str = _option(
+        "auto",
+        "kind of label; auto: text and few different whole numbers are classes",
+        ("auto", "classification", "regression"),
+    )
     test: float = _option(0.2, "part of the rows held out for testing, where the data has no test part")
     validation: float = _option(0.1, "part of the training rows held out for validation; 0: none")
     standardize: bool = _option(True, "bring each input feature to mean 0 and variance 1")
-    hidden: tuple[int, ...] = _option((256, 256), "sizes of the hidden layers, separated by commas; none: 0")
-    activation: str = _option("relu", "of the hidden layers", layers.ACTIVATIONS)
+    hidden: tuple[int, ...] = _option((256, 256), "sizes of the hidden layers, separated by commas; 0: no hidden layer")
+    activation: str = _option("relu", "activation function of the hidden layers", layers.ACTIVATIONS)
     norm: str = _option("batch", "normalisation of the hidden layers", ("batch", "none"))
-    norm_position: str = _option("pre", "before or after the activation", ("pre", "post"))
+    norm_position: str = _option("pre", "normalise before (pre) or after (post) the activation", ("pre", "post"))
     initialization: str = _option(
-        "auto", "of the weights; auto: he for ReLUs, glorot otherwise", ("auto", *layers.INITIALIZATIONS)
+        "auto", "spread of the initial weights; auto: he for ReLUs, glorot otherwise", ("auto", *layers.INITIALIZATIONS)
     )
     initial_scale: float = _option(1.0, "factor of the initial weights")
     optimizer: str = _option("adam", "update rule", tuple(optimizers.BY_NAME))
     learning_rate: float = _option(0.003, "first or largest learning rate")
     schedule: str = _option(
         "cosine",
-        "of the learning rate; step: a tenth after a half and after three quarters of the training",
+        "course of the learning rate; step: a tenth after a half and again after three quarters of the training",
         ("constant", "step", "cosine"),
     )
     warm_up: int = _option(0, "epochs in which the learning rate rises to the schedule")
-    weight_decay: float = _option(0.0, "of the weights; gamma, beta and biases do not decay")
-    clip: float | None = _option(None, "largest norm of all gradients together (default: no clipping)")
+    weight_decay: float = _option(0.0, "weight decay; gamma, beta and biases do not decay")
+    clip: float | None = _option(None, "largest norm of all gradients together; no clipping where not given")
     batch_size: int = _option(64, "rows in a mini-batch")
     epochs: int = _option(30, "passes over the training rows")
     early_stopping: int | None = _option(None, "stop after so many epochs without a lower validation loss")
     precise_bn: bool = _option(False, "recompute the running statistics over the training rows at the end")
-    seed: int = _option(0, "of the splits, the initial weights and the shuffles")
+    seed: int = _option(0, "seed of the splits, the initial weights and the shuffles")
     backend: str = _option(
         "auto", "array library; auto: cupy where a GPU answers, else numpy", ("auto", *backends.NAMES)
     )
-    device: str | None = _option(None, "in the library's words, such as cuda:1 (default: the library's)")
-    dtype: str = _option("float32", "of parameters and data", ("float32", "float64"))
+    device: str | None = _option(None, "device in the library's words, such as cuda:1; its default where not given")
+    dtype: str = _option("float32", "floating dtype of parameters and data", ("float32", "float64"))
+    out: str | None = _option(None, "directory of the run; a new one under runs/ where not given", kept=False)
+    resume: bool = _option(False, "go on with the run in --out, or start it where nothing was", kept=False)
+    overwrite: bool = _option(False, "start anew in an existing --out", kept=False)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -82,9 +90,13 @@ class Config:
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
         if any(size < 1 for size in self.hidden):
-            raise ConfigError(f"hidden: expected positive sizes, got {self.hidden!r}")
+            raise ConfigError(f"hidden: expected positive sizes, got {','.join(map(str, self.hidden))}")
         if self.early_stopping is not None and self.validation == 0:
             raise ConfigError("early_stopping: needs validation rows to judge by, but validation is 0")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite exclude each other")
+        if self.resume and self.out is None:
+            raise ConfigError("resume: name the run with out")
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -108,6 +120,8 @@ def resolve(given: dict[str, Any], file: str | None = None) -> Config:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Options by name from a TOML file; unknown names are refused."""
+    if not path.is_file():
+        raise ConfigError(f"config: no such file: {path}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -121,10 +135,14 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 
 def to_toml(config: Config) -> str:
-    """The configuration as TOML; options that are not set are left out."""
-    import tomli_w
+    """What a run is, as TOML; options that are not set, and those that say where it goes, are left out."""
+    try:
+        import tomli_w
+    except ImportError as error:
+        raise ImportError("config.toml needs tomli-w; install the extra train") from error
 
-    values = {name: value for name, value in dataclasses.asdict(config).items() if value is not None}
+    kept = {name: getattr(config, name) for name, field in FIELDS.items() if field.compare}
+    values = {name: value for name, value in kept.items() if value is not None}
     text: str = tomli_w.dumps({**values, "hidden": list(config.hidden)})
     return text
 

@@ -56,6 +56,8 @@ class Dataset:
     """Names of the classes, by number."""
     columns: tuple[str, ...] = ()
     """Names of the features, where the source has them."""
+    label: str | None = None
+    """Name of the column that is predicted, where the source has them."""
 
     @property
     def features(self) -> int:
@@ -111,8 +113,8 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     if path.suffix == ".npz":
         return _from_npz(path, task, test, seed)
     if path.suffix == ".csv":
-        columns, x, y = read_csv(path, label=label)
-        return replace(_split(path.stem, x, y, task, test, seed), columns=tuple(columns))
+        columns, name, x, y = read_csv(path, label=label)
+        return replace(_split(path.stem, x, y, task, test, seed), columns=tuple(columns), label=name)
     raise DataError(f"data: expected .npz, .csv or a directory of IDX files, got {source}")
 
 
@@ -154,8 +156,8 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
 
 def read_csv(
     path: Path, *, label: str | None = None, columns: Sequence[str] = (), labelled: bool = True
-) -> tuple[list[str], HostArray, HostArray]:
-    """(names of the feature columns, x in float64, y as text) of a CSV file with a header.
+) -> tuple[list[str], str | None, HostArray, HostArray]:
+    """(names of the feature columns and of the label, x in float64, y as text) of a CSV file with a header.
 
     The features are `columns` in that order where given, else all columns but the label, which is the
     last one by default. Not `labelled`: there is no label, and y is empty.
@@ -172,7 +174,7 @@ def read_csv(
     for i, (line, row) in enumerate(rows):
         x[i] = [_number(path, line, header[column], row[column]) for column in chosen]
     y = [] if target is None else [_text(path, line, header[target], row[target]) for line, row in rows]
-    return [header[column] for column in chosen], x, np.asarray(y)
+    return [header[column] for column in chosen], None if target is None else header[target], x, np.asarray(y)
 
 
 def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,13 +200,15 @@ class Sequential:
         for position, layer in enumerate(self.layers):
             wanted = _width_in(layer)
             if width is not None and wanted is not None and wanted != width:
-                raise ValueError(f"layers: layer {position}, {layer}, takes {wanted} features but is given {width}")
+                raise ValueError(
+                    f"layers: layer {position}, {_words(layer)}, takes {wanted} features but is given {width}"
+                )
             width = layer.outputs if isinstance(layer, Linear) else wanted or width
         for position, (layer, after) in enumerate(itertools.pairwise(self.layers)):
             if isinstance(layer, Linear) and layer.bias and isinstance(after, BatchNorm):
                 raise ValueError(
-                    f"layers: layer {position}, {layer}, feeds a BatchNorm, whose mean subtraction cancels a bias; "
-                    "use Linear(..., bias=False), beta shifts instead"
+                    f"layers: layer {position}, Linear({layer.inputs}, {layer.outputs}), has a bias and feeds a "
+                    "BatchNorm, whose mean subtraction cancels it; use Linear(..., bias=False), beta shifts instead"
                 )
 
     def init(self, seed: int, *, backend: Backend) -> tuple[Tree, Tree]:
@@ -280,7 +283,7 @@ class Sequential:
 
 
 def mlp(
-    sizes: list[int] | tuple[int, ...],
+    sizes: Sequence[int],
     *,
     norm: str | None = "batch",
     activation: str = "relu",
@@ -333,9 +336,8 @@ def mlp(
     _one_of("norm", norm, ("batch", None))
     _one_of("norm_position", norm_position, ("pre", "post"))
     _one_of("activation", activation, ACTIVATIONS)
-    sizes = tuple(sizes)
-    if len(sizes) < 2:
-        raise ValueError(f"sizes: expected at least inputs and outputs, got {sizes!r}")
+    if not isinstance(sizes, list | tuple) or len(sizes) < 2:
+        raise ValueError(f"sizes: expected at least inputs and outputs, as in [64, 10], got {sizes!r}")
     name = initialization or ("he" if activation in ("relu", "leaky_relu") else "glorot")
     layers: list[Layer] = [Standardize(sizes[0])] if standardize else []
     pre, post = (norm == "batch" and norm_position == position for position in ("pre", "post"))
@@ -405,4 +407,4 @@ def _size(name: str, value: int) -> None:
 
 def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}: expected {', '.join(map(repr, choices))}, got {value!r}")
+        raise ValueError(f"{name}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}")

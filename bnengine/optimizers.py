@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -307,6 +308,6 @@ def _plain(rate: Any, step: Any) -> Any:
     return rate if is_array_api_obj(step) else float(rate)
 
 
-def _at_least(name: str, value: float, least: float) -> None:
-    if not value >= least:
+def _at_least(name: str, value: Any, least: float) -> None:
+    if not isinstance(value, Real) or not float(value) >= least:
         raise ValueError(f"{name}: expected a number of at least {least}, got {value!r}")

@@ -12,6 +12,7 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
     """Loss and accuracy (or r2) over the epochs, as a PNG file's bytes."""
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
     except ImportError as error:
         raise ImportError("curves.png needs matplotlib; install the extra train") from error
 
@@ -25,11 +26,16 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
             if None not in values:
                 axes.plot(epochs, values, color=colour, label=part, marker="o" if len(epochs) < 3 else None)
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color="#e5e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     test = summary[f"test_{score}"]
-    right.axhline(test, color=GREY, linestyle="--", linewidth=1, label=f"test, at the end: {test:.4f}")
+    if test is not None:
+        right.axhline(test, color=GREY, linestyle="--", linewidth=1, label=f"test, at the end: {test:.4f}")
     left.set_yscale("log")
+    left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    left.yaxis.set_major_formatter("{x:g}")
+    left.yaxis.set_minor_locator(NullLocator())
     for axes in (left, right):
         axes.legend(frameon=False)
     figure.suptitle(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import time
+import math
+import os
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,9 @@ from .layers import Sequential, mlp
 from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
 from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics, predict, statistics_gap
 
+SMALL_PRODUCT = 1e8
+"""Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""
+
 EpochCallback = Callable[[dict[str, Any]], None]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -29,9 +34,6 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 def train(
     config: Config,
     *,
-    out: str | None = None,
-    overwrite: bool = False,
-    resume: bool = False,
     on_start: Callable[[str], None] | None = None,
     on_epoch: EpochCallback | None = None,
     progress: Progress | None = None,
@@ -47,8 +49,8 @@ def train(
     """
     problem = Problem.of(config)
     net, optimizer = problem.net, problem.optimizer
-    directory = checkpoints.new_run(out, problem.dataset.name, overwrite=overwrite, resume=resume)
-    start = _resumed(directory, problem) if resume else None
+    directory = checkpoints.new_run(config.out, problem.dataset.name, overwrite=config.overwrite, resume=config.resume)
+    start = _resumed(directory, problem) if config.resume else None
     if start is None:
         checkpoints.write(directory / "config.toml", to_toml(config))
         checkpoints.write(directory / "metrics.jsonl", "")
@@ -56,36 +58,34 @@ def train(
         on_start(problem.described(directory))
 
     def after_epoch(row: dict[str, Any], now: Fitted) -> None:
-        checkpoints.write(directory / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in now.history))
+        checkpoints.write(directory / "metrics.jsonl", "".join(f"{_json(row)}\n" for row in now.history))
         problem.save(directory / "checkpoint.safetensors", now, {"history": now.history})
         if on_epoch is not None:
             on_epoch(row)
 
-    began = time.perf_counter()
     try:
-        fitted = fit(
-            net,
-            optimizer,
-            problem.train,
-            validation=problem.validation,
-            loss=problem.loss,
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            backend=problem.backend,
-            start=start,
-            early_stopping=config.early_stopping,
-            precise_bn=config.precise_bn,
-            callback=after_epoch,
-            progress=progress,
-        )
+        with _blas_threads(problem):
+            fitted = fit(
+                net,
+                optimizer,
+                problem.train,
+                validation=problem.validation,
+                loss=problem.loss,
+                epochs=config.epochs,
+                batch_size=config.batch_size,
+                seed=config.seed,
+                backend=problem.backend,
+                start=start,
+                early_stopping=config.early_stopping,
+                precise_bn=config.precise_bn,
+                callback=after_epoch,
+                progress=progress,
+            )
     except NonFiniteError as error:
-        problem.save(directory / "model.safetensors", error.last_good)
-        raise
-    seconds = time.perf_counter() - began
-    summary = _summary(problem, fitted, seconds)
+        raise NonFiniteError(f"{error}; {_saved(problem, directory, error.last_good)}", error.last_good) from error
+    summary = _summary(problem, fitted)
     problem.save(directory / "model.safetensors", fitted)
-    checkpoints.write(directory / "summary.json", json.dumps(summary, indent=2) + "\n")
+    checkpoints.write(directory / "summary.json", f"{_json(summary, indent=2)}\n")
     checkpoints.write(directory / "curves.png", report.curves(fitted.history, summary))
     return directory, summary
 
@@ -132,6 +132,7 @@ class Problem:
             "task": self.dataset.task,
             "classes": self.dataset.classes,
             "columns": self.dataset.columns,
+            "label": self.dataset.label,
             "features": self.dataset.features,
             "target_mean": self.target[0],
             "target_std": self.target[1],
@@ -156,20 +157,22 @@ def evaluate_run(
     run: str, *, source: str | None = None, label: str | None = None, backend: str = "auto", device: str | None = None
 ) -> dict[str, Any]:
     """Metrics of a trained run on the test part of its own data, or on other data."""
+    if label is not None and source is None:
+        raise ConfigError("label: says which column of --data holds the labels, but data is not given")
     config, loaded, place = _load_run(run, backend, device)
     task, mean, std = loaded.metadata["task"], loaded.metadata["target_mean"], loaded.metadata["target_std"]
     if source is None:
         dataset = data.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
         x, y, name = dataset.x_test, dataset.y_test, f"{dataset.name}, test part"
     else:
-        x, y = _labelled(source, label or (config.label if config.data.endswith(".csv") else None), loaded)
+        x, y = _labelled(source, label, loaded)
         name = source
     _same_features(x, loaded, source or config.data)
     loss = "cross_entropy" if task == "classification" else "mse"
     targets = y if task == "classification" else (y - mean) / std
     metrics = evaluate(loaded.net, loaded.params, loaded.state, (x, targets), loss=loss, backend=place)
     if task == "regression":
-        metrics["rmse"] = metrics["loss"] ** 0.5 * std
+        metrics["rmse"] = _rmse(metrics, std)
     return {"data": name, "rows": len(x), **metrics}
 
 
@@ -244,21 +247,21 @@ def _resumed(directory: Path, problem: Problem) -> Fitted | None:
     return Fitted(loaded.params, loaded.state, loaded.opt_state, loaded.metadata["history"])
 
 
-def _summary(problem: Problem, fitted: Fitted, seconds: float) -> dict[str, Any]:
+def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     dataset, config, net, place = problem.dataset, problem.config, problem.net, problem.backend
     y_test = dataset.y_test
     if dataset.task == "regression":
         y_test = (y_test - problem.target[0]) / problem.target[1]
     test = evaluate(net, fitted.params, fitted.state, (dataset.x_test, y_test), loss=problem.loss, backend=place)
     if dataset.task == "regression":
-        test["rmse"] = test["loss"] ** 0.5 * problem.target[1]
+        test["rmse"] = _rmse(test, problem.target[1])
     some = problem.train[0][:10_000]
     precise = precise_statistics(net, fitted.params, fitted.state, some, batch_size=config.batch_size, backend=place)
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
         "steps": int(fitted.opt_state["step"]),
-        "seconds": seconds,
+        "seconds": fitted.history[-1]["seconds"],
         "running_statistics": statistics_gap(fitted.state, precise),
         "data": dataset.name,
         "backend": place.name,
@@ -276,6 +279,41 @@ def _kernels(backend: Backend) -> str:
     return kernels.select(probe).__name__.rpartition(".")[2]
 
 
+def _rmse(metrics: dict[str, float | None], std: float) -> float:
+    """Root of the mean squared error in the units of the targets, which training saw divided by std."""
+    return math.sqrt(metrics["loss"] or 0.0) * std
+
+
+def _saved(problem: Problem, directory: Path, last_good: Fitted) -> str:
+    """Save what the last whole epoch left, if there was one; say so."""
+    if not last_good.history:
+        return "no epoch was good, so no network is saved"
+    problem.save(directory / "model.safetensors", last_good)
+    return f"the network of epoch {len(last_good.history)} is in {directory / 'model.safetensors'}"
+
+
+def _json(values: dict[str, Any], indent: int | None = None) -> str:
+    return json.dumps(values, indent=indent, allow_nan=False)
+
+
+def _blas_threads(problem: Problem) -> AbstractContextManager[Any]:
+    """One thread for the matrix products of NumPy where they are small.
+
+    BLAS splits even a product of a millisecond over all processors, and its threads wait for each other by
+    spinning: on a machine that does anything else such a step takes 5 to 20 times as long as on one thread.
+    """
+    largest = max(math.prod(shape) for name, shape in problem.net.shapes().items() if name.endswith("weight"))
+    chosen = any(os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
+    if problem.backend.name != "numpy" or chosen or 2 * problem.config.batch_size * largest > SMALL_PRODUCT:
+        return nullcontext()
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return nullcontext()
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
+
+
 def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loaded, Backend]:
     directory = Path(run)
     if not (directory / "model.safetensors").exists():
@@ -289,7 +327,8 @@ def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray
     """(x, y) to evaluate on: the test part where the source has one, else all of its rows."""
     task, classes, path = loaded.metadata["task"], loaded.metadata["classes"], Path(source)
     if path.suffix == ".csv" and path.exists():
-        _, x, y = data.read_csv(path, label=label, columns=loaded.metadata["columns"])
+        label = label or loaded.metadata["label"]
+        *_, x, y = data.read_csv(path, label=label, columns=loaded.metadata["columns"])
     elif path.suffix == ".npz" and path.exists():
         arrays = data.read_npz(path)
         suffix = "_test" if "x_test" in arrays else ""
@@ -306,7 +345,7 @@ def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray
 def _unlabelled(source: str, loaded: Loaded) -> HostArray:
     path = Path(source)
     if path.suffix == ".csv" and path.exists():
-        return data.read_csv(path, columns=loaded.metadata["columns"], labelled=False)[1]
+        return data.read_csv(path, columns=loaded.metadata["columns"], labelled=False)[2]
     if path.suffix == ".npz" and path.exists():
         arrays = data.read_npz(path)
         if "x" not in arrays:

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
-from . import trees
+from . import data, trees
 from ._typing import Array, Tree
 from .backends import Backend, as_numpy
 from .backends import backend as make_backend
-from .data import batches
 from .functional import LOSSES
 from .layers import BatchNorm, Sequential
 from .optimizers import Optimizer
@@ -124,7 +123,7 @@ def fit(
     epochs: int = 10,
     batch_size: int = 128,
     seed: int = 0,
-    backend: Backend | None = None,
+    backend: Backend | str | None = None,
     start: Fitted | None = None,
     early_stopping: int | None = None,
     precise_bn: bool = False,
@@ -146,8 +145,8 @@ def fit(
         normalisation needs two.
     seed : int
         Of the initial parameters and the shuffles.
-    backend : Backend, optional
-        NumPy float32 by default.
+    backend : Backend or str, optional
+        NumPy float32 by default; a name is a backend in float32.
     start : Fitted, optional
         Go on from here instead of from new parameters; it is left as it is.
     early_stopping : int, optional
@@ -187,16 +186,18 @@ def fit(
     >>> fitted.history[-1]["train_accuracy"] > 0.95
     True
     """
-    backend = backend or make_backend("numpy")
+    backend = _backend(backend)
     x, targets = checked_rows("train", train, net, loss)
     held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss), backend)
     if len(x) < 2:
         raise ValueError(f"train: expected at least 2 rows, got {len(x)}")
+    if epochs < 1:
+        raise ValueError(f"epochs: expected at least 1, got {epochs}")
     if early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
     now = _begin(net, optimizer, start, x, seed, backend)
     loop = _Loop(net, optimizer, loss, batch_size, seed, backend, _on_device((x, targets), backend), progress)
-    best, began = now, time.perf_counter()
+    best, began = now, time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
     for epoch in range(len(now.history) + 1, epochs + 1):
         now, row = loop.epoch(now, epoch)
         row["seconds"] = time.perf_counter() - began
@@ -227,20 +228,22 @@ class _Loop:
     batch_size: int
     seed: int
     backend: Backend
-    data: tuple[Array, Array]
+    rows: tuple[Array, Array]
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None
 
     def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any]]:
         """One pass over the data; nothing waits for the host before its end."""
         last_good = _copied(now)
-        x, targets = self.data
+        x, targets = self.rows
         params, state, opt_state, losses = now.params, now.state, now.opt_state, []
-        shuffled: Iterable[Any] = batches(x.shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
-        for rows in self.progress(shuffled) if self.progress else shuffled:
-            index = self.backend.asarray(rows)
-            part, labels = self.backend.xp.take(x, index, axis=0), self.backend.xp.take(targets, index, axis=0)
-            params, state, opt_state, value = self.step(params, state, opt_state, part, labels)
-            losses.append(value)
+        shuffled: Iterable[Any] = data.batches(x.shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
+        # NumPy warns of overflow; here the losses tell, at the end of the epoch.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for chosen in self.progress(shuffled) if self.progress else shuffled:
+                index = self.backend.asarray(chosen)
+                part, labels = self.backend.xp.take(x, index, axis=0), self.backend.xp.take(targets, index, axis=0)
+                params, state, opt_state, value = self.step(params, state, opt_state, part, labels)
+                losses.append(value)
         done = dataclasses.replace(now, params=params, state=state, opt_state=opt_state)
         step = int(opt_state["step"])
         values = as_numpy(self.backend.xp.stack(losses))
@@ -265,9 +268,11 @@ def evaluate(
     rows: Rows,
     *,
     loss: str = "cross_entropy",
-    backend: Backend | None = None,
-) -> dict[str, float]:
+    backend: Backend | str | None = None,
+) -> dict[str, float | None]:
     """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
+
+    r2 is None where all targets are the same.
 
     Examples
     --------
@@ -278,22 +283,22 @@ def evaluate(
     >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
     1.0
     """
-    backend = backend or make_backend("numpy")
+    backend = _backend(backend)
     on_device = _on_device(checked_rows("rows", rows, net, loss), backend)
     return _measure(net, Fitted(params, state, {}), on_device, loss, backend)
 
 
 def predict(
-    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | None = None
+    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
 ) -> np.ndarray[Any, Any]:
     """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
-    backend = backend or make_backend("numpy")
+    backend = _backend(backend)
     x = _checked_inputs("x", x, net)
     return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
 
 
 def precise_statistics(
-    net: Sequential, params: Tree, state: Tree, x: Any, *, batch_size: int = 128, backend: Backend | None = None
+    net: Sequential, params: Tree, state: Tree, x: Any, *, batch_size: int = 128, backend: Backend | str | None = None
 ) -> Tree:
     """Running statistics as the plain average over batches of x with the parameters as they are now.
 
@@ -305,7 +310,7 @@ def precise_statistics(
     dict
         The state for inference; `state` is left as it is.
     """
-    backend = backend or make_backend("numpy")
+    backend = _backend(backend)
     averaging = Sequential(
         tuple(
             dataclasses.replace(layer, momentum=None) if isinstance(layer, BatchNorm) else layer for layer in net.layers
@@ -314,7 +319,9 @@ def precise_statistics(
     new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
     averaged = _compiled(averaging, backend, True)
     device_x = backend.asarray(_checked_inputs("x", x, net))
-    for rows in batches(device_x.shape[0], batch_size, np.random.default_rng(0)):  # sorted rows would mislead
+    if device_x.shape[0] < 2:
+        raise ValueError(f"x: expected at least 2 rows to take statistics of, got {device_x.shape[0]}")
+    for rows in data.batches(device_x.shape[0], batch_size, np.random.default_rng(0)):  # sorted rows would mislead
         _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(rows), axis=0))
     return new
 
@@ -343,10 +350,10 @@ def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str
     return {"mean_gap": mean_gap, "var_ratio": var_ratio, "batches": seen}
 
 
-def checked_rows(name: str, rows: Rows, net: Sequential, loss: str) -> Rows:
+def checked_rows(name: str, rows: Any, net: Sequential, loss: str) -> Rows:
     """Rows as host arrays, refused where they do not fit the network and the loss."""
-    if len(rows) != 2:
-        raise ValueError(f"{name}: expected a pair (x, targets), got {len(rows)} items")
+    if not isinstance(rows, tuple | list) or len(rows) != 2:
+        raise TypeError(f"{name}: expected a pair (x, targets), got {type(rows).__name__}")
     x, targets = _checked_inputs(name, rows[0], net), np.asarray(rows[1])
     _loss(loss)
     if targets.shape[:1] != x.shape[:1]:
@@ -393,6 +400,10 @@ def _step(
     return train_step(net, optimizer, params, state, opt_state, x, targets, loss)
 
 
+def _backend(backend: Backend | str | None) -> Backend:
+    return backend if isinstance(backend, Backend) else make_backend(backend or "numpy")
+
+
 def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
     if name not in LOSSES:
         raise ValueError(f"loss: expected {', '.join(LOSSES)}, got {name!r}")
@@ -414,15 +425,15 @@ def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
 
 def _measure(
     net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str, backend: Backend
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     x, targets = data
     outputs = _outputs(net, fitted.params, fitted.state, x, backend)
     xp = array_namespace(outputs)
     value, _ = _loss(loss)(outputs, targets)
     if loss == "mse":
         t = xp.reshape(xp.astype(targets, outputs.dtype), outputs.shape)
-        spread = xp.mean(xp.var(t, axis=0))
-        return {"loss": float(value), "r2": float(1 - value / spread)}
+        spread = float(xp.mean(xp.var(t, axis=0)))
+        return {"loss": float(value), "r2": 1 - float(value) / spread if spread else None}
     guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
     truth = targets if loss == "cross_entropy" else targets > 0.5
     right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
@@ -454,5 +465,5 @@ def _copied(fitted: Fitted) -> Fitted:
     return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
 
 
-def _prefixed(prefix: str, metrics: dict[str, float], but: str = "") -> dict[str, float]:
+def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:
     return {f"{prefix}_{name}": value for name, value in metrics.items() if name != but}

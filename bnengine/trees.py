@@ -16,6 +16,8 @@ from ._typing import Tree
 def leaves(tree: Tree, like: Tree | None = None) -> list[Any]:
     """The leaves of tree, in the key order of `like`."""
     found: list[Any] = []
+    if like is not None and tree.keys() != like.keys():
+        raise ValueError(f"expected a tree with the keys {', '.join(like)} of the parameters, got {', '.join(tree)}")
     for key, value in (tree if like is None else like).items():
         if isinstance(value, dict):
             found += leaves(tree[key], value)

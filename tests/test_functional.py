@@ -536,7 +536,8 @@ REFUSED = [
     (lambda: bn.batch_norm_backward([1.0], bn.batch_norm(GOOD)[1]), TypeError, "dy: expected an array"),
     (lambda: bn.RunningStats.init(3, like=[1.0]), TypeError, "like: expected an array"),
     (lambda: bn.linear(GOOD, np.ones((2, 2), np.float32)), ValueError, r"x: expected shape \(N, 2\) for this weight"),
-    (lambda: bn.linear(GOOD, np.ones((3, 2))), TypeError, "weight: expected dtype float32 like x, got float64"),
+    (lambda: bn.linear(GOOD, np.ones((3, 2))), TypeError, "x: expected dtype float64 like weight, got float32; cast x"),
+    (lambda: bn.linear(GOOD, GOOD.T[:3], np.ones(4)), TypeError, "bias: expected dtype float32 like x, got float64"),
     (lambda: bn.linear(GOOD, np.ones(3, np.float32)), ValueError, r"weight: expected shape \(inputs, outputs\)"),
     (
         lambda: bn.linear(GOOD, np.ones((3, 2), np.float32), np.ones(3, np.float32)),

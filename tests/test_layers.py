@@ -144,20 +144,27 @@ def test_a_network_survives_being_written_as_data(name):
 
 
 REFUSED = [
-    (lambda: bn.Sequential((bn.Linear(4, 3), bn.BatchNorm(3))), "feeds a BatchNorm, whose mean subtraction cancels"),
-    (lambda: bn.Sequential((bn.Linear(4, 3), bn.Linear(4, 3))), "layer 1, .*, takes 4 features but is given 3"),
+    (
+        lambda: bn.Sequential((bn.Linear(4, 3), bn.BatchNorm(3))),
+        r"layer 0, Linear\(4, 3\), has a bias and feeds a BatchNorm, whose mean subtraction cancels it; use",
+    ),
+    (lambda: bn.Sequential((bn.Linear(4, 3), bn.Linear(4, 3))), "layer 1, Linear, takes 4 features but is given 3"),
     (lambda: bn.Sequential(()), "layers: expected at least one"),
     (lambda: bn.Linear(0, 3), "inputs: expected a positive int, got 0"),
     (lambda: bn.Linear(2, 3.0), "outputs: expected a positive int, got 3.0"),
-    (lambda: bn.Linear(2, 3, initialization="zeros"), "initialization: expected 'he', 'glorot', 'normal', got 'zeros'"),
+    (
+        lambda: bn.Linear(2, 3, initialization="zeros"),
+        "initialization: expected 'he', 'glorot' or 'normal', got 'zeros'",
+    ),
     (lambda: bn.Linear(2, 3, scale=-1), "scale: expected a number of at least 0, got -1"),
     (lambda: bn.BatchNorm(3, activation="tanh"), "activation: expected None or 'relu', got 'tanh'"),
     (lambda: bn.BatchNorm(3, momentum=2), r"momentum: expected None or a number in \[0, 1\], got 2"),
     (lambda: bn.BatchNorm(3, eps=0), "eps: expected a positive, finite number"),
     (lambda: bn.Activation("swish"), "activation: expected 'relu', .*, got 'swish'"),
-    (lambda: bn.mlp([3]), r"sizes: expected at least inputs and outputs, got \(3,\)"),
-    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch', None, got 'layer'"),
-    (lambda: bn.mlp([3, 2], norm_position="middle"), "norm_position: expected 'pre', 'post', got 'middle'"),
+    (lambda: bn.mlp([3]), r"sizes: expected at least inputs and outputs, as in \[64, 10\], got \[3\]"),
+    (lambda: bn.mlp(3), "sizes: expected at least inputs and outputs, .*, got 3"),
+    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch' or None, got 'layer'"),
+    (lambda: bn.mlp([3, 2], norm_position="middle"), "norm_position: expected 'pre' or 'post', got 'middle'"),
     (lambda: from_spec([{"layer": "Conv"}]), "layers: expected Linear, .*, got"),
 ]
 

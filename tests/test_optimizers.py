@@ -154,6 +154,7 @@ def test_schedules_under_jit(rng):
 
 REFUSED = [
     (lambda: optimizers.sgd(-1), "learning_rate: expected a number of at least 0, got -1"),
+    (lambda: optimizers.sgd("fast"), "learning_rate: expected a number of at least 0, got 'fast'"),
     (lambda: optimizers.adam(beta1=1.0), r"beta1: expected a number in \[0, 1\), got 1.0"),
     (lambda: optimizers.momentum(momentum=-0.1), r"momentum: expected a number in \[0, 1\), got -0.1"),
     (lambda: optimizers.rmsprop(eps=-1), "eps: expected a number of at least 0, got -1"),
@@ -167,3 +168,10 @@ REFUSED = [
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_a_tree_of_something_else_is_refused(rng):
+    params = tree_of(rng)
+    optimizer = optimizers.adam()
+    with pytest.raises(ValueError, match="expected a tree with the keys 0, 1, 2 of the parameters, got 0"):
+        optimizer.update(params, {"0": params["0"]}, optimizer.init(params))

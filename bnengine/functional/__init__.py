@@ -10,6 +10,7 @@ from .activations import sigmoid as sigmoid
 from .activations import sigmoid_backward as sigmoid_backward
 from .activations import tanh as tanh
 from .activations import tanh_backward as tanh_backward
+from .linear import LinearGradients as LinearGradients
 from .linear import linear as linear
 from .linear import linear_backward as linear_backward
 from .losses import LOSSES as LOSSES

@@ -63,6 +63,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None, /) -> Array:
     checks.like("bias", bias, x)
     if bias.shape != (weight.shape[1],):
         raise ValueError(f"bias: expected shape ({weight.shape[1]},), got {checks.shape(bias)}")
+    if bias.dtype != x.dtype:
+        raise TypeError(f"bias: expected dtype {x.dtype} like x, got {bias.dtype}; cast one of them")
     return z + bias
 
 
@@ -120,4 +122,4 @@ def _matrix(name: str, weight: Array, x: Array) -> None:
     if weight.ndim != 2:
         raise ValueError(f"{name}: expected shape (inputs, outputs), got {checks.shape(weight)}")
     if weight.dtype != x.dtype:
-        raise TypeError(f"{name}: expected dtype {x.dtype} like x, got {weight.dtype}; cast one of them")
+        raise TypeError(f"x: expected dtype {weight.dtype} like {name}, got {x.dtype}; cast x (backend.asarray does)")

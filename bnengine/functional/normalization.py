@@ -357,14 +357,14 @@ class RunningStats(NamedTuple):
 
 def _values(x: Array, axis: int) -> int:
     """Values for each channel."""
-    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
+    return int(math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]))
 
 
-def _enough(count: int, x: Array) -> None:
+def _enough(count: int, x: Array, where: str = "") -> None:
     if count < 2:
         raise ValueError(
-            f"x: expected at least 2 values for each channel in training, got {count} over all ranks "
-            f"(shape {checks.shape(x)} here); use a larger batch, or normalize with given statistics"
+            f"x: expected at least 2 values for each channel in training, got {count}{where} "
+            f"(shape {checks.shape(x)}); use a larger batch, or normalize with given statistics"
         )
 
 
@@ -392,7 +392,7 @@ def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduc
     parts = xp.asarray([count >> 12, count & 0xFFF], dtype=dtype, device=place)
     total = all_reduce(xp.concat([local.mean * count, parts]))
     n = int(total[-2]) * 4096 + int(total[-1])
-    _enough(n, x)
+    _enough(n, x, " over all ranks")
     mean = total[:-2] / n
     delta = (local.mean - mean) + local.remainder
     share = count / n

@@ -25,7 +25,7 @@ EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 
 
 @functools.cache
-def library(kind: type) -> str:
+def library(kind: Any) -> str:
     """The library that an array type belongs to."""
     return kind.__module__.partition(".")[0].removesuffix("lib")
 
@@ -34,8 +34,7 @@ def select(x: Array, impl: str | None = None) -> ModuleType:
     """The kernels for x: the first fast module for its type that is installed and takes it, else the reference."""
     if impl is not None:
         return _forced(x, impl)
-    kind: Any = type(x)
-    fast = _fast(kind)
+    fast = _fast(type(x))
     return fast if fast is not None and fast.supports(x) else reference
 
 
