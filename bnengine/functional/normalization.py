@@ -173,7 +173,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     >>> y, residuals = bn.batch_norm(x, np.ones(1), np.zeros(1))
     >>> dx, dgamma, dbeta = bn.batch_norm_backward(np.asarray([[1.0], [0.0], [0.0]]), residuals)
     >>> dx.round(4)[:, 0], dgamma.round(4), dbeta
-    (array([ 0.1984, -0.2778,  0.0794]), array([-0.9258]), array([1.]))
+    (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
     """
     r = residuals
     checks.same_shape("dy", dy, r.x)
@@ -357,7 +357,8 @@ class RunningStats(NamedTuple):
 
 def _values(x: Array, axis: int) -> int:
     """Values for each channel."""
-    return math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
+    count: int = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
+    return count
 
 
 def _enough(count: int, x: Array) -> None:

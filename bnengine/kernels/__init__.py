@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 
 from .._typing import Array
@@ -20,10 +21,12 @@ EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 """Fast module -> the extra that installs what it needs."""
 
 
-@functools.cache
-def library(kind: type) -> str:
+def _library(kind: type) -> str:
     """The library that an array type belongs to."""
     return kind.__module__.partition(".")[0].removesuffix("lib")
+
+
+library: Callable[[type], str] = functools.cache(_library)
 
 
 def select(x: Array, impl: str | None = None) -> ModuleType:
@@ -55,9 +58,10 @@ def _forced(x: Array, impl: str) -> ModuleType:
     owners = {"cpu": "NumPy", "blocked": "NumPy", "cuda": "CuPy"}
     if impl not in owners:
         raise ValueError(f"impl: expected None, 'reference', 'cpu' or 'cuda', got {impl!r}")
-    if impl not in FAST.get(library(type(x)), ()):
-        kind = f"{type(x).__module__}.{type(x).__name__}"
-        raise ValueError(f"impl: {impl!r} runs on {owners[impl]} arrays, but x is {kind}")
+    kind: type = type(x)
+    if impl not in FAST.get(library(kind), ()):
+        name = f"{kind.__module__}.{kind.__name__}"
+        raise ValueError(f"impl: {impl!r} runs on {owners[impl]} arrays, but x is {name}")
     return load(impl)
 
 
