@@ -27,8 +27,10 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(m
 def test_every_option_can_stand_in_a_file():
     config = resolve({"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4)})
     text = to_toml(config)
-    assert all(f"{name} = " in text for name in FIELDS)
+    own = {"out", "resume", "overwrite"}  # where a run goes, not what it is
+    assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(FIELDS) - own
     assert resolve({}, toml(text)) == config
+    assert resolve({}, toml('out = "here"\nresume = true\n')).out == "here"
 
 
 def test_sizes_in_all_their_forms():
@@ -46,7 +48,7 @@ REFUSED = [
     ("epochs = 2.5", "epochs: expected int, got 2.5"),
     ("precise_bn = 1", "precise_bn: expected bool, got 1"),
     ("hidden = ['a']", r"hidden: expected sizes such as 256,128, got \['a'\]"),
-    ("hidden = [4, -1]", r"hidden: expected positive sizes, got \(4, -1\)"),
+    ("hidden = [4, -1]", "hidden: expected positive sizes, got 4,-1"),
     ("norm = 'layer'", "norm: expected batch, none, got 'layer'"),
     ("optimizer = 'lion'", "optimizer: expected sgd, momentum, nesterov, rmsprop, adam, adamw, got 'lion'"),
     ("epochs = 0", "epochs: expected at least 1, got 0"),
@@ -69,7 +71,7 @@ def test_bad_files_are_refused_by_option(text, message):
 
 
 def test_a_missing_file_is_refused():
-    with pytest.raises(ConfigError, match=r"nowhere.toml: cannot be read as TOML: .*No such file"):
+    with pytest.raises(ConfigError, match=r"config: no such file: nowhere\.toml"):
         read_toml(Path("nowhere.toml"))
 
 

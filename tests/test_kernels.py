@@ -329,15 +329,17 @@ def test_what_is_not_finite_stays_in_its_channel(fast, value, shape, axis):
         np.testing.assert_array_equal(dx[:, others], fast.backward(x, x, m, None, None, axis, EPS, relu)[0][:, others])
 
 
-def test_relu_keeps_nan_and_its_gradient_at_zero_is_zero(fast):
+@pytest.mark.parametrize("axis", [0, 1])
+def test_relu_keeps_nan_and_its_gradient_at_zero_is_zero(fast, axis):
     m = Moments(*(np.asarray([v], np.float32) for v in (0, 0, 1)))
-    x = np.asarray([[np.nan], [0.0], [-1.0], [1.0]], np.float32)
-    y = fast.normalize(x, m, None, None, 1, EPS, True)
-    assert np.isnan(y[0, 0])
-    assert y[1:3, 0].tolist() == [0, 0]
+    x = np.tile(np.asarray([np.nan, 0.0, -1.0, 1.0], np.float32), 21)  # whole vectors and single values
+    x = x.reshape((-1, 1) if axis == 1 else (1, -1))
+    y = fast.normalize(x, m, None, None, axis, EPS, True).reshape(-1, 4)
+    assert np.isnan(y[:, 0]).all()
+    assert (y[:, 1:3] == 0).all()
     dy = np.ones_like(x)
-    for dx in (fast.given_gradient(dy, x, m, None, None, 1, EPS, True),):
-        np.testing.assert_array_equal(dx, reference.given_gradient(dy, x, m, None, None, 1, EPS, True))
+    dx = fast.given_gradient(dy, x, m, None, None, axis, EPS, True)
+    np.testing.assert_allclose(dx, reference.given_gradient(dy, x, m, None, None, axis, EPS, True), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(64, 5), (64, 5, 30), (4, 5, 300)])

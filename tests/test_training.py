@@ -145,10 +145,7 @@ def test_callback_sees_each_epoch_and_can_stop(digits):
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_network(digits):
     net, rows = bn.mlp([64, 8, 10], norm=None), (digits.x_train[:100], digits.y_train[:100])
     blown = bn.optimizers.sgd(lambda step: 0.001 if step < 4 else 1e30)
-    with (
-        np.errstate(all="ignore"),
-        pytest.raises(bn.NonFiniteError, match="not finite in epoch 2, first at step 6") as e,
-    ):
+    with pytest.raises(bn.NonFiniteError, match="not finite in epoch 2, first at step 6") as e:
         bn.fit(net, blown, rows, epochs=5, batch_size=25)
     good = e.value.last_good
     assert len(good.history) == 1
@@ -241,6 +238,18 @@ def test_dask_graphs_do_not_grow(digits):
     assert sizes[0] == sizes[-1]
 
 
+def test_a_constant_target_has_no_r2(rng):
+    net, rows = bn.mlp([3, 1]), (rng.standard_normal((8, 3)), np.ones(8))
+    fitted = bn.fit(net, bn.optimizers.sgd(0.01), rows, loss="mse", epochs=1, backend="numpy")
+    assert fitted.history[0]["train_r2"] is None
+
+
+def test_precise_statistics_need_two_rows():
+    params, state = NET.init(0, backend=bn.backend("numpy"))
+    with pytest.raises(ValueError, match="x: expected at least 2 rows to take statistics of, got 1"):
+        bn.precise_statistics(NET, params, state, ROWS[0][:1])
+
+
 ROWS = np.zeros((4, 3), np.float32), np.zeros(4, int)
 NET = bn.mlp([3, 2])
 REFUSED = [
@@ -253,6 +262,8 @@ REFUSED = [
     ({"train": (ROWS[0] * math.nan, ROWS[1])}, "train: expected finite numbers, got nan in row 0, column 0"),
     ({"train": (ROWS[0].astype(str), ROWS[1])}, "train: expected numbers, got dtype"),
     ({"train": ROWS, "validation": (ROWS[0][:, :1], ROWS[1])}, r"validation: expected x of shape \(N, 3\)"),
+    ({"train": ROWS[0]}, r"train: expected a pair \(x, targets\), got ndarray"),
+    ({"train": ROWS, "epochs": 0}, "epochs: expected at least 1, got 0"),
     ({"train": ROWS, "loss": "hinge"}, "loss: expected cross_entropy, binary_cross_entropy, mse, got 'hinge'"),
     ({"train": ROWS, "early_stopping": 2}, "early_stopping: expected validation rows"),
     ({"train": ROWS, "batch_size": 1}, "batch_size: expected at least 2 rows in batches of at least 2"),

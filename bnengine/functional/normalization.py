@@ -357,7 +357,8 @@ class RunningStats(NamedTuple):
 
 def _values(x: Array, axis: int) -> int:
     """Values for each channel."""
-    return int(math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :]))
+    count: int = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
+    return count
 
 
 def _enough(count: int, x: Array, where: str = "") -> None:

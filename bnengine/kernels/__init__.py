@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -24,17 +25,20 @@ EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 """Fast module -> the extra that installs what it needs."""
 
 
-@functools.cache
-def library(kind: Any) -> str:
+def _library(kind: type) -> str:
     """The library that an array type belongs to."""
     return kind.__module__.partition(".")[0].removesuffix("lib")
+
+
+library: Callable[[type], str] = functools.cache(_library)
 
 
 def select(x: Array, impl: str | None = None) -> ModuleType:
     """The kernels for x: the first fast module for its type that is installed and takes it, else the reference."""
     if impl is not None:
         return _forced(x, impl)
-    fast = _fast(type(x))
+    kind: type = type(x)
+    fast = _fast(kind)
     return fast if fast is not None and fast.supports(x) else reference
 
 
