@@ -137,7 +137,9 @@ def _epoch_lines(row: dict[str, Any]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+    if value is None:
+        return "undefined"
+    return f"{value:.4f}" if abs(value) < 1e5 else f"{value:.3e}"
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -200,7 +200,8 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
     )
     assert not Path("run/model.safetensors").exists()
     # A linear network whose learning rate rises a little each epoch, until the loss explodes.
-    options += ["--activation", "identity", "--learning-rate", "0.1", "--warm-up", "1000", "--epochs", "1000"]
+    options += ["--activation", "identity", "--schedule", "constant", "--learning-rate", "0.2"]
+    options += ["--warm-up", "40", "--epochs", "40"]
     status, _, err = run(capsys, "train", "--out", "run", "--overwrite", *QUICK, *options)
     assert status == 1
     good = int(re.search(r"; the network of epoch (\d+) is in run/model.safetensors\n$", err)[1])
