@@ -260,7 +260,7 @@ def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
-        "steps": int(fitted.opt_state["step"]),
+        "steps": fitted.history[-1]["step"],
         "seconds": fitted.history[-1]["seconds"],
         "running_statistics": statistics_gap(fitted.state, precise),
         "data": dataset.name,
