@@ -392,11 +392,12 @@ def _in_place(p: Array, name: str, leaf: tuple[Array, ...], g: Array, scalars: t
 
 
 def _bfloat16() -> tuple[Any, ...]:
+    """The dtype of ml_dtypes, which CuPy takes from version 14 on."""
     try:
         import ml_dtypes
     except ImportError:
         return ()
-    return (ml_dtypes.bfloat16,)
+    return (ml_dtypes.bfloat16,) if int(cupy.__version__.partition(".")[0]) >= 14 else ()
 
 
 def _warm_normalization(x: Array) -> None:

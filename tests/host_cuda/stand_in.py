@@ -64,6 +64,7 @@ class ndarray(np.ndarray):  # noqa: N801  CuPy's name
 
 ndarray.__module__ = "cupy"
 
+__version__ = cupy.__version__
 float16, float32, float64, int64 = np.float16, np.float32, np.float64, np.int64
 
 

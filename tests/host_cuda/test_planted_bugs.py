@@ -51,6 +51,7 @@ SOME = [
 ]
 
 REST = [
+    Bug("empty axis visited", STATISTICS, "n < outer && j < inner", "n < outer"),
     Bug("batch skipped", STATISTICS, "j += columns;", "j += 2 * columns;"),
     Bug("values visited twice", STATISTICS, "plane += jump;", "plane += 0;"),
     Bug("channel of a neighbour", STATISTICS, "channel = t % (unsigned int)channels", "channel = (t + 1) % (unsigned int)channels"),
