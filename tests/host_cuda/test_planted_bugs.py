@@ -24,7 +24,8 @@ class Bug(NamedTuple):
     wrong: str
 
 
-STATISTICS, NETWORK, KERNELS, CALLS = "cuda_normalization.cuh", "cuda_network.cuh", "cuda_kernels.py", "cuda.py"
+STATISTICS, NETWORK = "cuda_normalization.cuh", "cuda_network.cuh"
+KERNELS, LAYOUT, CALLS = "cuda_kernels.py", "cuda_layout.py", "cuda.py"
 
 SOME = [
     Bug("wrong tail", STATISTICS, "n < outer && j < inner", "n <= outer && j < inner"),
@@ -79,16 +80,16 @@ REST = [
     Bug("Nesterov's step is momentum's", KERNELS, "nesterov ? gradient + (M)momentum * v : v", "v"),
     Bug("root of the second moment", KERNELS, "sqrt(v) / (M)root", "sqrt(v)"),
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
-    Bug("rows and columns swapped", CALLS, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
+    Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
     Bug("gamma and beta swapped", CALLS, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
-    Bug("dy in its own order", CALLS, "dy = _memory(dy, dense.order)", "dy = _memory(dy, tuple(range(dy.ndim)))"),
-    Bug("result in memory's order", CALLS, ".transpose(tuple(x.order.index(i) for i in range(len(x.order))))", ".transpose(x.order)"),
+    Bug("dy in its own order", CALLS, "dy = memory(dy, dense.order)", "dy = memory(dy, tuple(range(dy.ndim)))"),
+    Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
     Bug("count of rows", CALLS, "count = dense.outer * dense.inner", "count = dense.outer"),
     Bug("sums swapped", CALLS, "return sums[0], sums[1]", "return sums[1], sums[0]"),
     Bug("dy and x swapped", CALLS, '_kernel("input_gradient")(dy, x.flat,', '_kernel("input_gradient")(x.flat, dy,'),
     Bug("too few shares", CALLS, "cupy.empty((4, x.rows, x.channels, x.columns)", "cupy.empty((4, 1, x.channels, 1)"),
-    Bug("strided memory not copied", CALLS, "cupy.ascontiguousarray(x.transpose(order)).reshape(-1)", "cupy.empty(x.size, dtype=x.dtype)"),
-    Bug("memory in an order of its own", CALLS, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
+    Bug("strided memory not copied", LAYOUT, "(x if x.flags.c_contiguous else x.copy(order=\"C\")).reshape(-1)", "x.base.reshape(-1)[: x.size]"),
+    Bug("memory in an order of its own", LAYOUT, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
     Bug("slots swapped", CALLS, '_update("adam", (p, m, v)', '_update("adam", (p, v, m)'),
     Bug("L2 beside decoupled decay", CALLS, "(1 - rate * decay, 0.0) if decoupled", "(1 - rate * decay, decay) if decoupled"),
     Bug("losses summed", CALLS, '_kernel("mean_loss")(row_loss, rows, loss)', '_kernel("mean_loss")(row_loss, 1, loss)'),
@@ -133,7 +134,7 @@ def _outcome(stand_in: ModuleType, device: Device, bug: Bug) -> str | None:
 
 def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
     """The kernels' modules made anew, with the bug in its file."""
-    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, CALLS)}
+    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, LAYOUT, CALLS)}
     if bug.file == GENERATED:
         stand_in.rewrite = _rewriter(bug)
     else:
@@ -143,6 +144,8 @@ def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
     calls.KERNELS, calls.cupy = kernels.KERNELS, stand_in
     calls.preamble = lambda spec: texts[spec.source]
     calls.Reduction = kernels.Reduction
+    layout = _module("planted_layout", LAYOUT, texts)
+    calls.laid_out, calls.memory = layout.laid_out, layout.memory
     return calls
 
 
