@@ -70,7 +70,7 @@ REST = [
     Bug("weight of the other pool", STATISTICS, "double weight = b.count / both.count", "double weight = a.count / both.count"),
     Bug("empty pools not left out", STATISTICS, "if (b.count == 0) return a;\n  if (a.count == 0) return b;\n  Pool", "Pool"),
     Bug("remainder of a pool lost", STATISTICS, "(b.mean - a.mean) + (b.remainder - a.remainder)", "b.mean - a.mean"),
-    Bug("sums of squares overflow", STATISTICS, "square += (value[k] - mean) * (value[k] - mean);", "square += 64 * (value[k] - mean) * (value[k] - mean);"),
+    Bug("squares overflow", STATISTICS, "square / taken - var", "square * 1024 / taken / 1024 - var"),
     Bug("sigmoid overflows", NETWORK, "(x < 0 ? small : M(1)) / (1 + small)", "exp(x) / (1 + exp(x))"),
     Bug("decay of the wrong sign", NETWORK, "g + decay * p", "g - decay * p"),
     Bug("label beside its class", KERNELS, "M(label == column)", "M(label == column + 1)"),
