@@ -9,13 +9,13 @@ the same bits. Kernels run on the array's own device and its current stream, and
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from .._typing import Array
 from . import reference
 from .cuda_kernels import KERNELS, Reduction, preamble
+from .cuda_layout import FEWEST, Dense, laid_out, memory
 from .reference import Moments
 
 P = ParamSpec("P")
@@ -29,11 +29,6 @@ except OSError as error:  # importing CuPy makes the folder of its kernel cache
     raise ImportError(f"CuPy cannot make its kernel cache: {error}; {CACHE_ADVICE}") from error
 
 DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
-
-THREADS = 2**18
-"""Threads to aim for: what the largest GPUs hold at once."""
-FEWEST, MOST = 32, 256
-"""Values for each thread: enough to pay for its set-up, and few enough that float32 sums stay exact to 1e-6."""
 
 WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
 """Channels that one thread reads, and several: over the outer indices, the inner ones, and both."""
@@ -92,63 +87,6 @@ def _kernel(name: str) -> Any:
     )
 
 
-class _Dense(NamedTuple):
-    """An array as its memory: (outer, channels, inner), and the threads that share it."""
-
-    flat: Array
-    outer: int
-    channels: int
-    inner: int
-    rows: int
-    """Threads that share a channel's outer indices."""
-    columns: int
-    """Threads that share a channel's inner indices."""
-    order: tuple[int, ...]
-    """The axes in the order of memory."""
-    shape: tuple[int, ...]
-
-    @property
-    def walk(self) -> tuple[int, int, int, int, int]:
-        return self.outer, self.channels, self.inner, self.rows, self.columns
-
-    @property
-    def threads(self) -> int:
-        return self.rows * self.channels * self.columns
-
-
-def _dense(x: Array, axis: int) -> _Dense:
-    """x without a copy where its values lie without gaps in any order of axes, else copied once."""
-    order = tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))
-    shape, place = tuple(x.shape[i] for i in order), order.index(axis)
-    outer, channels, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
-    rows, columns = _split(outer, channels, inner)
-    return _Dense(_memory(x, order), outer, channels, inner, rows, columns, order, shape)
-
-
-def _memory(x: Array, order: tuple[int, ...]) -> Array:
-    """The values of x, axes in this order, one beside the other: a copy only where they lie otherwise."""
-    return cupy.ascontiguousarray(x.transpose(order)).reshape(-1)
-
-
-def _split(outer: int, channels: int, inner: int) -> tuple[int, int]:
-    """Threads for each channel, over outer and inner indices: by shape alone, so that sums round alike everywhere."""
-    values = outer * inner
-    wanted = max(-(-THREADS // max(channels, 1)), -(-values // MOST))
-    wanted = max(1, min(wanted, -(-values // FEWEST)))
-    columns = max(1, -(-inner // max(1, -(-inner // wanted))))
-    rows = max(1, min(outer, -(-wanted // columns)))
-    if rows * channels * columns >= 2**31:
-        raise ValueError(
-            f"x: expected fewer than 2^31 channels and 2^39 values on a GPU, got {channels} times {values}"
-        )
-    return rows, columns
-
-
-def _restored(flat: Array, x: _Dense) -> Array:
-    """Values in the memory order of x as an array in the order of its axes."""
-    return flat.reshape(x.shape).transpose(tuple(x.order.index(i) for i in range(len(x.order))))
-
-
 def _channel(m: Moments, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Any, ...]:
     """The kernels' channel arguments; a parameter that is None is marked and takes any array's place."""
     g = m.var if gamma is None else gamma
@@ -161,10 +99,10 @@ def _channel(m: Moments, gamma: Array | None, beta: Array | None, eps: float) ->
 
 @_on_device
 def moments(x: Array, axis: int) -> Moments:
-    return _moments(_dense(x, axis), reference.statistics_dtype(x))
+    return _moments(laid_out(x, axis), reference.statistics_dtype(x))
 
 
-def _moments(x: _Dense, dtype: Any) -> Moments:
+def _moments(x: Dense, dtype: Any) -> Moments:
     shares = cupy.empty((4, x.rows, x.channels, x.columns), dtype=dtype)
     count, base, offset, var = (shares[k] for k in range(4))
     _kernel("share_moments")(x.flat, *x.walk, count, base, offset, var)
@@ -178,25 +116,25 @@ def _moments(x: _Dense, dtype: Any) -> Moments:
 def normalize(
     x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> Array:
-    return _normalize(_dense(x, axis), moments, gamma, beta, eps, relu)
+    return _normalize(laid_out(x, axis), moments, gamma, beta, eps, relu)
 
 
-def _normalize(x: _Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Array:
+def _normalize(x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Array:
     y = cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     _kernel("normalize")(x.flat, *_channel(m, gamma, beta, eps), relu, *x.walk, y, size=x.threads)
-    return _restored(y, x)
+    return x.restored(y)
 
 
 @_on_device
 def gradient_sums(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, Array]:
-    dense = _dense(x, axis)
-    return _gradient_sums(_memory(dy, dense.order), dense, moments, gamma, beta, eps, relu)
+    dense = laid_out(x, axis)
+    return _gradient_sums(memory(dy, dense.order), dense, moments, gamma, beta, eps, relu)
 
 
 def _gradient_sums(
-    dy: Array, x: _Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
+    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
 ) -> tuple[Array, Array]:
     shares = cupy.empty((2, x.rows, x.channels, x.columns), dtype=m.mean.dtype)
     channel = _channel(m, gamma, beta, eps)
@@ -219,13 +157,13 @@ def input_gradient(
     eps: float,
     relu: bool,
 ) -> Array:
-    dense = _dense(x, axis)
-    return _input_gradient(_memory(dy, dense.order), dense, moments, sums, count, gamma, beta, eps, relu)
+    dense = laid_out(x, axis)
+    return _input_gradient(memory(dy, dense.order), dense, moments, sums, count, gamma, beta, eps, relu)
 
 
 def _input_gradient(
     dy: Array,
-    x: _Dense,
+    x: Dense,
     m: Moments,
     sums: tuple[Array, Array],
     count: int,
@@ -237,7 +175,7 @@ def _input_gradient(
     dx = cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     channel = _channel(m, gamma, beta, eps)
     _kernel("input_gradient")(dy, x.flat, *channel, *sums, count, relu, *x.walk, dx, size=x.threads)
-    return _restored(dx, x)
+    return x.restored(dx)
 
 
 # ---- their compositions
@@ -247,7 +185,7 @@ def _input_gradient(
 def forward(
     x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, Moments]:
-    dense = _dense(x, axis)
+    dense = laid_out(x, axis)
     m = _moments(dense, reference.statistics_dtype(x))
     return _normalize(dense, m, gamma, beta, eps, relu), m
 
@@ -256,8 +194,8 @@ def forward(
 def backward(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, tuple[Array, Array]]:
-    dense = _dense(x, axis)
-    dy = _memory(dy, dense.order)
+    dense = laid_out(x, axis)
+    dy = memory(dy, dense.order)
     sums = _gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
     count = dense.outer * dense.inner
     return _input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu), sums
@@ -267,11 +205,11 @@ def backward(
 def given_gradient(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> Array:
-    dense = _dense(x, axis)
+    dense = laid_out(x, axis)
     dx = cupy.empty(dense.flat.shape, dtype=x.dtype)
     channel = _channel(moments, gamma, beta, eps)
-    _kernel("given_gradient")(_memory(dy, dense.order), dense.flat, *channel, relu, *dense.walk, dx, size=dense.threads)
-    return _restored(dx, dense)
+    _kernel("given_gradient")(memory(dy, dense.order), dense.flat, *channel, relu, *dense.walk, dx, size=dense.threads)
+    return dense.restored(dx)
 
 
 @_on_device
@@ -392,11 +330,12 @@ def _in_place(p: Array, name: str, leaf: tuple[Array, ...], g: Array, scalars: t
 
 
 def _bfloat16() -> tuple[Any, ...]:
+    """The dtype of ml_dtypes, which CuPy takes from version 14 on."""
     try:
         import ml_dtypes
     except ImportError:
         return ()
-    return (ml_dtypes.bfloat16,)
+    return (ml_dtypes.bfloat16,) if int(cupy.__version__.partition(".")[0]) >= 14 else ()
 
 
 def _warm_normalization(x: Array) -> None:

@@ -255,6 +255,9 @@ def check_empty(kernels: ModuleType, device: Device) -> None:
     rest = (x, Moments(ones, ones, ones), ones, ones, 1, EPS, True)
     assert all((device.get(v) == 0).all() and v.shape == (3,) for v in kernels.gradient_sums(x, *rest)), "sums"
     assert kernels.normalize(*rest).shape == kernels.given_gradient(x, *rest).shape == x.shape
+    flat = device.put(np.zeros((3, 0), np.float32))
+    sums = kernels.gradient_sums(flat, flat, *rest[1:4], 0, EPS, True)
+    assert all((device.get(v) == 0).all() for v in sums), "sums over an empty inner axis"
     none = device.put(np.zeros((5, 0), np.float32))
     y, m = kernels.forward(none, None, None, 1, EPS, False)
     assert y.shape == (5, 0)

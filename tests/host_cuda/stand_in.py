@@ -56,6 +56,11 @@ class ndarray(np.ndarray):  # noqa: N801  CuPy's name
         found = super().__getitem__(key)
         return found if isinstance(found, np.ndarray) else device(np.asarray(found))
 
+    def copy(self, order: Any = "C") -> Any:
+        """A copy is queued on the current device."""
+        _refuse_off_device()
+        return super().copy(order)
+
     def _waits(self, *_: object) -> Any:
         raise AssertionError("a value was asked for on the host: on a device that waits")
 
@@ -64,6 +69,7 @@ class ndarray(np.ndarray):  # noqa: N801  CuPy's name
 
 ndarray.__module__ = "cupy"
 
+__version__ = cupy.__version__
 float16, float32, float64, int64 = np.float16, np.float32, np.float64, np.int64
 
 
@@ -94,11 +100,6 @@ def ones(shape: Any, dtype: Any) -> Any:
 
 def zeros_like(a: Any) -> Any:
     return device(np.zeros_like(host(a)))
-
-
-def ascontiguousarray(a: Any) -> Any:
-    _refuse_off_device()
-    return device(np.ascontiguousarray(host(a)))
 
 
 def _refuse_off_device() -> None:

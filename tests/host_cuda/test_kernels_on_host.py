@@ -112,8 +112,9 @@ POSITIONS = """
 extern "C" __global__ void positions(const CArray<long long, 1, 1, 1> a, CArray<long long, 1, 1, 1> visited) {{
   Walk walk(a[0], a[1], a[2], a[3], a[4], a[5]);
   ptrdiff_t at[IN_FLIGHT];
-  for (ptrdiff_t k = 0; int taken = walk.take(at);)
-    for (int i = 0; i < taken; ++i) visited[k++] = at[i];
+  ptrdiff_t k = 0;
+  while (int taken = k < visited.size() ? walk.take(at) : 0)
+    for (int i = 0; i < taken && k < visited.size(); ++i) visited[k++] = at[i];
 }}
 """
 
@@ -135,7 +136,7 @@ def test_positions_beyond_32_bits(
         for j in range(columns - 1, inner, columns)
     ]
     given = np.asarray([thread, outer, channels, inner, rows, columns], np.int64)
-    visited = np.full(len(want), -1, np.int64)
+    visited = np.full(len(want) + 1, -1, np.int64)  # one more than there should be
     code = POSITIONS.format(walk=cuda_kernels.preamble(cuda_kernels.KERNELS["normalize"]))
     build.launch(code, "positions", [stand_in._bytes(given), stand_in._bytes(visited)], 1, 1)
-    assert visited.tolist() == want
+    assert visited.tolist() == [*want, -1]

@@ -24,7 +24,8 @@ class Bug(NamedTuple):
     wrong: str
 
 
-STATISTICS, NETWORK, KERNELS, CALLS = "cuda_normalization.cuh", "cuda_network.cuh", "cuda_kernels.py", "cuda.py"
+STATISTICS, NETWORK = "cuda_normalization.cuh", "cuda_network.cuh"
+KERNELS, LAYOUT, CALLS = "cuda_kernels.py", "cuda_layout.py", "cuda.py"
 
 SOME = [
     Bug("wrong tail", STATISTICS, "n < outer && j < inner", "n <= outer && j < inner"),
@@ -51,6 +52,7 @@ SOME = [
 ]
 
 REST = [
+    Bug("empty axis visited", STATISTICS, "n < outer && j < inner", "n < outer"),
     Bug("batch skipped", STATISTICS, "j += columns;", "j += 2 * columns;"),
     Bug("values visited twice", STATISTICS, "plane += jump;", "plane += 0;"),
     Bug("channel of a neighbour", STATISTICS, "channel = t % (unsigned int)channels", "channel = (t + 1) % (unsigned int)channels"),
@@ -68,7 +70,7 @@ REST = [
     Bug("weight of the other pool", STATISTICS, "double weight = b.count / both.count", "double weight = a.count / both.count"),
     Bug("empty pools not left out", STATISTICS, "if (b.count == 0) return a;\n  if (a.count == 0) return b;\n  Pool", "Pool"),
     Bug("remainder of a pool lost", STATISTICS, "(b.mean - a.mean) + (b.remainder - a.remainder)", "b.mean - a.mean"),
-    Bug("sums of squares overflow", STATISTICS, "square += (value[k] - mean) * (value[k] - mean);", "square += 64 * (value[k] - mean) * (value[k] - mean);"),
+    Bug("squares overflow", STATISTICS, "square / taken - var", "square * 1024 / taken / 1024 - var"),
     Bug("sigmoid overflows", NETWORK, "(x < 0 ? small : M(1)) / (1 + small)", "exp(x) / (1 + exp(x))"),
     Bug("decay of the wrong sign", NETWORK, "g + decay * p", "g - decay * p"),
     Bug("label beside its class", KERNELS, "M(label == column)", "M(label == column + 1)"),
@@ -78,16 +80,16 @@ REST = [
     Bug("Nesterov's step is momentum's", KERNELS, "nesterov ? gradient + (M)momentum * v : v", "v"),
     Bug("root of the second moment", KERNELS, "sqrt(v) / (M)root", "sqrt(v)"),
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
-    Bug("rows and columns swapped", CALLS, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
+    Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
     Bug("gamma and beta swapped", CALLS, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
-    Bug("dy in its own order", CALLS, "dy = _memory(dy, dense.order)", "dy = _memory(dy, tuple(range(dy.ndim)))"),
-    Bug("result in memory's order", CALLS, ".transpose(tuple(x.order.index(i) for i in range(len(x.order))))", ".transpose(x.order)"),
+    Bug("dy in its own order", CALLS, "dy = memory(dy, dense.order)", "dy = memory(dy, tuple(range(dy.ndim)))"),
+    Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
     Bug("count of rows", CALLS, "count = dense.outer * dense.inner", "count = dense.outer"),
     Bug("sums swapped", CALLS, "return sums[0], sums[1]", "return sums[1], sums[0]"),
     Bug("dy and x swapped", CALLS, '_kernel("input_gradient")(dy, x.flat,', '_kernel("input_gradient")(x.flat, dy,'),
     Bug("too few shares", CALLS, "cupy.empty((4, x.rows, x.channels, x.columns)", "cupy.empty((4, 1, x.channels, 1)"),
-    Bug("strided memory not copied", CALLS, "cupy.ascontiguousarray(x.transpose(order)).reshape(-1)", "cupy.empty(x.size, dtype=x.dtype)"),
-    Bug("memory in an order of its own", CALLS, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
+    Bug("strided memory not copied", LAYOUT, "(x if x.flags.c_contiguous else x.copy(order=\"C\")).reshape(-1)", "x.base.reshape(-1)[: x.size]"),
+    Bug("memory in an order of its own", LAYOUT, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
     Bug("slots swapped", CALLS, '_update("adam", (p, m, v)', '_update("adam", (p, v, m)'),
     Bug("L2 beside decoupled decay", CALLS, "(1 - rate * decay, 0.0) if decoupled", "(1 - rate * decay, decay) if decoupled"),
     Bug("losses summed", CALLS, '_kernel("mean_loss")(row_loss, rows, loss)', '_kernel("mean_loss")(row_loss, 1, loss)'),
@@ -132,7 +134,7 @@ def _outcome(stand_in: ModuleType, device: Device, bug: Bug) -> str | None:
 
 def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
     """The kernels' modules made anew, with the bug in its file."""
-    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, CALLS)}
+    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, LAYOUT, CALLS)}
     if bug.file == GENERATED:
         stand_in.rewrite = _rewriter(bug)
     else:
@@ -142,6 +144,8 @@ def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
     calls.KERNELS, calls.cupy = kernels.KERNELS, stand_in
     calls.preamble = lambda spec: texts[spec.source]
     calls.Reduction = kernels.Reduction
+    layout = _module("planted_layout", LAYOUT, texts)
+    calls.laid_out, calls.memory = layout.laid_out, layout.memory
     return calls
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import itertools
 from types import ModuleType
 
@@ -18,6 +19,10 @@ ARCHITECTURES = (75, 80, 90)
 @pytest.fixture
 def sources(kernels: ModuleType, stand_in: ModuleType) -> dict[str, str]:
     """The sources of all kernels, dtypes and layouts, which are those that `warmup` compiles ahead."""
+    try:
+        importlib.metadata.version("nvidia-cuda-nvrtc")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("no NVRTC: install nvidia-cuda-nvrtc")
     stand_in.dry = True
     with stand_in.Device():
         kernels.warmup()

@@ -1,0 +1,70 @@
+"""How the CUDA kernels see an array: its memory as (outer, channels, inner), and the threads that share it."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from .._typing import Array
+
+THREADS = 2**18
+"""Threads to aim for: what the largest GPUs hold at once."""
+FEWEST, MOST = 32, 256
+"""Values for each thread: enough to pay for its set-up, and few enough that float32 sums stay exact to 1e-6."""
+
+
+class Dense(NamedTuple):
+    """An array as its memory: (outer, channels, inner), and the threads that share it."""
+
+    flat: Array
+    outer: int
+    channels: int
+    inner: int
+    rows: int
+    """Threads that share a channel's outer indices."""
+    columns: int
+    """Threads that share a channel's inner indices."""
+    order: tuple[int, ...]
+    """The axes in the order of memory."""
+    shape: tuple[int, ...]
+
+    @property
+    def walk(self) -> tuple[int, int, int, int, int]:
+        return self.outer, self.channels, self.inner, self.rows, self.columns
+
+    @property
+    def threads(self) -> int:
+        return self.rows * self.channels * self.columns
+
+    def restored(self, flat: Array) -> Array:
+        """Values in this order of memory as an array in the order of its axes."""
+        return flat.reshape(self.shape).transpose(tuple(self.order.index(i) for i in range(len(self.order))))
+
+
+def laid_out(x: Array, axis: int) -> Dense:
+    """x without a copy where its values lie without gaps in any order of axes, else copied once."""
+    order = tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))
+    shape, place = tuple(x.shape[i] for i in order), order.index(axis)
+    outer, channels, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
+    rows, columns = split(outer, channels, inner)
+    return Dense(memory(x, order), outer, channels, inner, rows, columns, order, shape)
+
+
+def memory(x: Array, order: tuple[int, ...]) -> Array:
+    """The values of x, axes in this order, one beside the other: a copy only where they lie otherwise."""
+    x = x.transpose(order)
+    return (x if x.flags.c_contiguous else x.copy(order="C")).reshape(-1)
+
+
+def split(outer: int, channels: int, inner: int) -> tuple[int, int]:
+    """Threads for each channel, over outer and inner indices: by shape alone, so that sums round alike everywhere."""
+    values = outer * inner
+    wanted = max(-(-THREADS // max(channels, 1)), -(-values // MOST))
+    wanted = max(1, min(wanted, -(-values // FEWEST)))
+    columns = max(1, -(-inner // max(1, -(-inner // wanted))))
+    rows = max(1, min(outer, -(-wanted // columns)))
+    if rows * channels * columns >= 2**31:
+        raise ValueError(
+            f"x: expected fewer than 2^31 channels and 2^39 values on a GPU, got {channels} times {values}"
+        )
+    return rows, columns
