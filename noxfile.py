@@ -34,3 +34,10 @@ def docs(session: nox.Session) -> None:
     session.install("-e", ".[train,cpu]", *group("docs"))
     options = ["--fresh-env", "-W", "--keep-going", "-b", "html"]  # fresh: pages show what the code does now
     session.run("sphinx-build", *options, "docs", "docs/_build", *session.posargs)
+
+
+@nox.session
+def host_cuda(session: nox.Session) -> None:
+    """The whole grid of the CUDA proof on the host: dtypes, layouts, schedules, architectures, sanitizers."""
+    session.install("-e", ".[test]", *group("cuda-proof"))
+    session.run("pytest", "tests/host_cuda", "-m", "grid", *session.posargs)
