@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from .._typing import Array
+from ..._typing import Array
 from .compiling import compiled
 
 MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)

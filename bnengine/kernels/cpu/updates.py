@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .._typing import Array
-from . import reference, workers
+from ..._typing import Array
+from .. import reference, workers
+from ..views import plain, writable
 from .compiling import compiled
-from .views import plain, writable
 
 # Each loop takes the gradient with weight decay as L2: g + decay * p.
 

@@ -1,7 +1,7 @@
 """Compiled kernels for NumPy arrays: the fast module for the CPU (needs Numba, the extra `cpu`).
 
 An array is seen as (N, C, L): what is before the feature axis, the features, what is behind. Short L is
-gone through as columns (cpu_columns), long L as planes (cpu_planes); both give the four kernels of
+gone through as columns (columns), long L as planes (planes); both give the four kernels of
 the specification over flat arrays, and their compositions.
 """
 
@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
-from . import blocked, cpu_updates, views, workers
-from .cpu_columns import Columns
-from .cpu_layout import Layout
-from .cpu_planes import Planes
-from .reference import Moments
-from .views import View
+from ..._typing import Array
+from .. import blocked, views, workers
+from ..reference import Moments
+from ..views import View
+from . import updates
+from .columns import Columns
+from .layout import Layout
+from .planes import Planes
 
 supports = views.supports
 
@@ -108,7 +109,7 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 matmul = blocked.matmul
 sigmoid, sigmoid_backward = blocked.sigmoid, blocked.sigmoid_backward
 softmax_cross_entropy = blocked.softmax_cross_entropy
-sgd, momentum, rmsprop, adam = cpu_updates.sgd, cpu_updates.momentum, cpu_updates.rmsprop, cpu_updates.adam
+sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
 
 
 # ---- ahead of time

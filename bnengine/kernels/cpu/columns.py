@@ -15,14 +15,15 @@ import math
 
 import numpy as np
 
-from .._typing import Array
-from . import cpu_channels, memory, workers
+from ..._typing import Array
+from .. import memory, workers
+from ..reference import Moments
+from ..views import Affine
+from . import channels
+from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
 from .compiling import compiled
-from .cpu_channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
-from .cpu_layout import Layout
-from .reference import Moments
+from .layout import Layout
 from .vectors import fence, lanes, load, store, stream, where_active
-from .views import Affine
 
 ROWS = 64  # wide rows summed in the dtype of x; the squares of 64 values of 1e18 still fit in float32
 
@@ -254,9 +255,9 @@ def forward(
         moments(x, 0, rows * period, means, squares)
     totals = np.empty((2, gamma.size))
     merge_positions(x, rows * period, rows, length, means, squares, totals)
-    cpu_channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
+    channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
     coefficients = np.empty((3, period), x.dtype)
-    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
     normalize(x, 0, x.size, coefficients, relu, False, y)
 
 
@@ -277,13 +278,13 @@ def backward(
     sums_: Array,
 ) -> None:
     coefficients = np.empty((5, period), x.dtype)
-    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
     s, q, totals = np.empty(period), np.empty(period), np.empty((2, gamma.size))
     sums(dy, x, 0, x.size, coefficients, relu, s, q)
     add_positions(s, 0, length, totals)
     add_positions(q, 1, length, totals)
-    cpu_channels.finish_sums(totals, remainder, var, eps, sums_)
-    cpu_channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
+    channels.finish_sums(totals, remainder, var, eps, sums_)
+    channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
     input_gradient(dy, x, 0, x.size, coefficients, relu, False, dx)
 
 
@@ -322,7 +323,7 @@ class Columns(Layout):
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((stop - start) // self.width) for start, stop in self.blocks])
-        cpu_channels.merge(counts, means, squares)
+        channels.merge(counts, means, squares)
         totals = np.empty((2, self.channels))
         merge_positions(x, self.rows * self.width, self.rows, self.length, means[0], squares[0], totals)
         return self.finish_moments(totals, x.dtype)
@@ -344,7 +345,7 @@ class Columns(Layout):
             sums(dy, x, *self._whole(i), coefficients, relu, parts[0, i], parts[1, i])
 
         workers.run(task, len(self.blocks))
-        cpu_channels.add(parts)
+        channels.add(parts)
         totals = np.empty((2, self.channels))
         add_positions(parts[0, 0], 0, self.length, totals)
         add_positions(parts[1, 0], 1, self.length, totals)

@@ -12,14 +12,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .._typing import Array
-from . import cpu_channels, memory, workers
+from ..._typing import Array
+from .. import memory, workers
+from ..reference import Moments
+from ..views import Affine
+from . import channels
+from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
 from .compiling import compiled
-from .cpu_channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
-from .cpu_layout import Layout
-from .reference import Moments
+from .layout import Layout
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
-from .views import Affine
 
 Shape: TypeAlias = tuple[int, int, int]
 """(N, C, L)"""
@@ -404,7 +405,7 @@ class Planes(Layout):
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((b[1] - b[0]) * self.shape[2]) for b in self.blocks[::each]])
-        cpu_channels.merge(counts, means, squares)
+        channels.merge(counts, means, squares)
         return self.finish_moments(np.stack([means[0], squares[0]]), x.dtype)
 
     def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
@@ -424,7 +425,7 @@ class Planes(Layout):
             sums(dy, x, self.shape, self.blocks[i], coefficients, relu, parts[0, i // each], parts[1, i // each])
 
         workers.run(task, len(self.blocks))
-        cpu_channels.add(parts)
+        channels.add(parts)
         return np.stack([parts[0, 0], parts[1, 0]])
 
     def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
