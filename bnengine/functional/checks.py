@@ -6,6 +6,7 @@ import math
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
 
 from .._typing import Array
@@ -58,9 +59,11 @@ def vector(name: str, v: Array | None, x: Array, axis: int) -> Array | None:
     """v as shape (C,), given so or in the keepdims shape."""
     if v is None:
         return None
+    c = x.shape[axis]
+    if type(v) is np.ndarray is type(x) and v.dtype is x.dtype and v.shape == (c,):  # nearly always, and soon said
+        return v
     floating(name, v)
     like(name, v, x)
-    c = x.shape[axis]
     if v.shape == (c,):
         return v
     kept = tuple(c if i == axis else 1 for i in range(x.ndim))
