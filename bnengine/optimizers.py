@@ -68,7 +68,11 @@ class Optimizer:
             gradients = clip_by_norm(gradients, self.clip)
         slots = [trees.leaves(state[slot], params) for slot in self.slots]
         rule = getattr(select(leaves[0]), self.rule)
-        new, *slots = rule(leaves, gradients, *slots, self._decays(params), **self._scalars(state["step"], leaves[0]))
+        new, *slots = rule(
+            leaves, gradients, *slots, self._decays(params, len(leaves)), **self._scalars(state["step"], leaves[0])
+        )
+        if new is leaves:  # written in place, like the slots
+            return params, {**state, "step": state["step"] + 1}
         kept = {slot: trees.rebuild(params, values) for slot, values in zip(self.slots, slots, strict=True)}
         return trees.rebuild(params, new), {"step": state["step"] + 1, **kept}
 
@@ -76,13 +80,12 @@ class Optimizer:
         """The learning rate after `step` updates."""
         return self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
 
-    def _decays(self, params: Tree) -> list[float]:
-        names = trees.names(params)
+    def _decays(self, params: Tree, count: int) -> list[float]:
         if self.weight_decay == 0:
-            return [0.0] * len(names)
+            return [0.0] * count
         return [
             self.weight_decay if self.decayed is None or name.rpartition(".")[2] in self.decayed else 0.0
-            for name in names
+            for name in trees.names(params)
         ]
 
     def _scalars(self, step: Any, like: Array) -> dict[str, Any]:

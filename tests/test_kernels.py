@@ -88,7 +88,7 @@ def test_says_once_that_it_compiles_and_not_when_it_loads(tmp_path):
 def test_a_cache_that_cannot_be_written_costs_no_run(monkeypatch):
     from numba.core import caching
 
-    from bnengine.kernels.compiling import compiled
+    from bnengine.kernels.cpu.compiling import compiled
 
     def double(x):
         return 2 * x

@@ -6,6 +6,7 @@ import math
 from numbers import Real
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
 
 from .._typing import Array
@@ -13,9 +14,10 @@ from ..kernels import library
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 
-# Dtypes already found to be floating, by array type: asking the namespace each time would cost more
+# Dtypes already found to be floating, or integers, by array type: asking the namespace each time would cost more
 # than a small kernel, and dtypes of two libraries must not be compared with each other.
 _known: dict[type, set[object]] = {}
+_integral: dict[type, set[object]] = {}
 
 
 def floating(name: str, x: Array) -> None:
@@ -34,6 +36,18 @@ def _refuse_unless_floating(name: str, x: Array) -> None:
         raise TypeError(f"{name}: expected a plain array, got {kind}; use numpy.asarray or fill the masked values")
     if dtype_name(x) not in FLOATING:
         raise TypeError(f"{name}: expected dtype {', '.join(FLOATING)} in native byte order, got {x.dtype}; cast it")
+
+
+def integral(name: str, x: Array, wanted: str) -> None:
+    """Refuse what is not an integer array of an array-API library."""
+    known = _integral.get(type(x))
+    if known is not None and x.dtype in known:
+        return
+    if not is_array_api_obj(x) or not hasattr(x, "dtype"):
+        raise TypeError(f"{name}: expected an integer array, got {type(x).__name__}")
+    if not array_namespace(x).isdtype(x.dtype, "integral"):
+        raise TypeError(f"{name}: expected an integer dtype ({wanted}), got {x.dtype}")
+    _integral.setdefault(type(x), set()).add(x.dtype)
 
 
 def dtype_name(x: Array) -> str:
@@ -58,9 +72,11 @@ def vector(name: str, v: Array | None, x: Array, axis: int) -> Array | None:
     """v as shape (C,), given so or in the keepdims shape."""
     if v is None:
         return None
+    c = x.shape[axis]
+    if type(v) is np.ndarray is type(x) and v.dtype is x.dtype and v.shape == (c,):  # nearly always, and soon said
+        return v
     floating(name, v)
     like(name, v, x)
-    c = x.shape[axis]
     if v.shape == (c,):
         return v
     kept = tuple(c if i == axis else 1 for i in range(x.ndim))

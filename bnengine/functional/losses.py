@@ -48,11 +48,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array
     _logits(logits)
     if logits.ndim != 2:
         raise ValueError(f"logits: expected shape (N, classes), got {checks.shape(logits)}")
-    if not is_array_api_obj(labels) or not hasattr(labels, "dtype"):
-        raise TypeError(f"labels: expected an integer array, got {type(labels).__name__}")
+    checks.integral("labels", labels, "class numbers")
     checks.like("labels", labels, logits, of="logits")
-    if not array_namespace(labels).isdtype(labels.dtype, "integral"):
-        raise TypeError(f"labels: expected an integer dtype (class numbers), got {labels.dtype}")
     if labels.shape != (logits.shape[0],):
         raise ValueError(f"labels: expected shape ({logits.shape[0]},), got {checks.shape(labels)}")
     result: tuple[Array, Array] = select(logits).softmax_cross_entropy(logits, labels)

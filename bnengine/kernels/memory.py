@@ -89,6 +89,10 @@ class Memory:
                 self._held += size
             return result
 
+    def empty_like(self, x: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """The same for the shape and dtype of x, which is C-contiguous."""
+        return np.empty_like(x) if x.nbytes < SMALLEST else self.empty(x.shape, x.dtype)
+
     def _make_room(self, size: int) -> None:
         """Drop idle blocks if with another of this size there would be too much."""
         if self._held + size <= LARGEST:
@@ -100,7 +104,7 @@ class Memory:
 
 
 _memory = Memory()
-empty = _memory.empty
+empty, empty_like = _memory.empty, _memory.empty_like
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_memory.forget)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._typing import Array
-from . import cpu_channels
-from .reference import Moments
-from .views import Affine
+from ..._typing import Array
+from ..reference import Moments
+from ..views import Affine
+from . import channels
 
 
 class Layout:
@@ -52,23 +52,23 @@ class Layout:
     def finish_moments(self, totals: Array, dtype: Array) -> Moments:
         """From rows mean and sum of squares about it, in float64."""
         m = Moments(*np.empty((3, self.channels), dtype))
-        cpu_channels.finish_moments(totals, float(self.count), *m)
+        channels.finish_moments(totals, float(self.count), *m)
         return m
 
     def coefficients(self, moments: Moments, affine: Affine) -> Array:
         out = np.empty((5, self.width), moments.mean.dtype)
-        cpu_channels.coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
+        channels.coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
         return out
 
     def sums(self, dy: Array, x: Array, moments: Moments, coefficients: Array, affine: Affine) -> Array:
         """Rows sum(dy), sum(dy * xhat) of each channel."""
         totals = self.totals(dy, x, coefficients, affine.relu)
         sums = np.empty((2, self.channels), x.dtype)
-        cpu_channels.finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
+        channels.finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
         return sums
 
     def add_slopes(self, coefficients: Array, sums: Array, count: int, moments: Moments, affine: Affine) -> None:
         _, remainder, var = moments
-        cpu_channels.gradient_coefficients(
+        channels.gradient_coefficients(
             sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients
         )

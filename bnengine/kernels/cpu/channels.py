@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from .._typing import Array
+from ..._typing import Array
 from .compiling import compiled
 
 MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
@@ -63,15 +63,25 @@ def coefficients(
 ) -> None:
     for c in range(mean.size):
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
-        for j in range(c * length, (c + 1) * length):
-            out[MEAN, j] = mean[c]
-            out[SCALE, j] = scale
-            out[SHIFT, j] = shift
-    pattern = mean.size * length
-    for j in range(pattern, out.shape[1]):
-        out[MEAN, j] = out[MEAN, j - pattern]
-        out[SCALE, j] = out[SCALE, j - pattern]
-        out[SHIFT, j] = out[SHIFT, j - pattern]
+        out[MEAN, c] = mean[c]
+        out[SCALE, c] = scale
+        out[SHIFT, c] = shift
+    for row in range(SHIFT + 1):
+        _spread(out[row], mean.size, length)
+
+
+@compiled
+def _spread(row: Array, channels: int, length: int) -> None:
+    """Each of the first `channels` values `length` times, then all that as often as there is room."""
+    if length > 1:
+        for c in range(channels - 1, -1, -1):
+            v = row[c]
+            for j in range(c * length, (c + 1) * length):
+                row[j] = v
+    pattern = channels * length
+    for start in range(pattern, row.size, pattern):
+        for j in range(pattern):
+            row[start + j] = row[j]
 
 
 @compiled
@@ -88,37 +98,34 @@ def gradient_coefficients(
 ) -> None:
     for c in range(var.size):
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
-        for j in range(c * length, (c + 1) * length):
-            out[SLOPE, j] = slope
-            out[OFFSET, j] = offset
-    pattern = var.size * length
-    for j in range(pattern, out.shape[1]):
-        out[SLOPE, j] = out[SLOPE, j - pattern]
-        out[OFFSET, j] = out[OFFSET, j - pattern]
+        out[SLOPE, c] = slope
+        out[OFFSET, c] = offset
+    for row in range(SLOPE, OFFSET + 1):
+        _spread(out[row], var.size, length)
 
 
 # ---- parts of an array, which are done one by one
 
 
 @compiled
-def merge(counts: Array, means: Array, squares: Array) -> None:
-    """Add the statistics of all parts to those of part 0 (Chan, Golub and LeVeque 1979)."""
+def merge(counts: Array, parts: Array) -> None:
+    """Add the statistics of all parts, (parts, 2, n), to those of part 0 (Chan, Golub and LeVeque 1979)."""
     done = counts[0]
     for part in range(1, counts.size):
         n = done + counts[part]
         weight = counts[part] / n
         between = done * weight
-        for j in range(means.shape[1]):
-            d = means[part, j] - means[0, j]
-            means[0, j] += d * weight
-            squares[0, j] += squares[part, j] + d * d * between
+        for j in range(parts.shape[2]):
+            d = parts[part, 0, j] - parts[0, 0, j]
+            parts[0, 0, j] += d * weight
+            parts[0, 1, j] += parts[part, 1, j] + d * d * between
         done = n
 
 
 @compiled
 def add(parts: Array) -> None:
-    """Add the sums of all parts, (2, parts, n), to those of part 0."""
-    for row in range(2):
-        for part in range(1, parts.shape[1]):
+    """Add the sums of all parts, (parts, 2, n), to those of part 0."""
+    for part in range(1, parts.shape[0]):
+        for row in range(2):
             for j in range(parts.shape[2]):
-                parts[row, 0, j] += parts[row, part, j]
+                parts[0, row, j] += parts[part, row, j]

@@ -15,16 +15,19 @@ import math
 
 import numpy as np
 
-from .._typing import Array
-from . import cpu_channels, memory, workers
+from ..._typing import Array
+from .. import memory, workers
+from ..reference import Moments
+from ..views import Affine
+from . import channels
+from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
 from .compiling import compiled
-from .cpu_channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
-from .cpu_layout import Layout
-from .reference import Moments
+from .layout import Layout
 from .vectors import fence, lanes, load, store, stream, where_active
-from .views import Affine
 
 ROWS = 64  # wide rows summed in the dtype of x; the squares of 64 values of 1e18 still fit in float32
+
+FIRST = 8  # wide rows from which the first center is taken
 
 PERIOD = 512  # values of a wide row, if one row is shorter and there are rows enough
 
@@ -51,19 +54,20 @@ def _sums_about(x: Array, start: int, stop: int, center: Array, s: Array, q: Arr
 
 
 @compiled
-def moments(x: Array, start: int, stop: int, mean: Array, square: Array) -> None:
+def moments(x: Array, start: int, stop: int, out: Array) -> None:
     """Mean of each position over the wide rows from start to stop, and sum of squares about it, in float64."""
-    period = mean.size
-    center = np.empty(period, x.dtype)
-    s = np.empty(period, x.dtype)
-    q = np.empty(period, x.dtype)
+    period = out.shape[1]
+    work = np.empty((3, period), x.dtype)
+    center, s, q = work[0], work[1], work[2]
+    mean, square = out[0], out[1]
     # The first center is the first row, corrected: a constant column then has exactly its value as mean.
-    first = min(stop, start + ROWS // 4 * period)
+    first = min(stop, start + FIRST * period)
     for j in range(period):
         center[j] = x[start + j]
     _sums_about(x, start, first, center, s, q)
+    share = 1 / x.dtype.type((first - start) // period)
     for j in range(period):
-        center[j] += s[j] / ((first - start) // period)
+        center[j] += s[j] * share
         mean[j] = center[j]
         square[j] = 0
     done = 0.0
@@ -72,10 +76,9 @@ def moments(x: Array, start: int, stop: int, mean: Array, square: Array) -> None
         _sums_about(x, block, end, center, s, q)
         rows = (end - block) // period
         n = done + rows
-        weight = rows / n
-        between = done * weight
+        weight, between, share64 = rows / n, done * rows / n, 1 / np.float64(rows)
         for j in range(period):
-            m = s[j] / np.float64(rows)
+            m = s[j] * share64
             d = (center[j] - mean[j]) + m
             mean[j] += d * weight
             square[j] += (q[j] - s[j] * m) + d * d * between
@@ -84,39 +87,40 @@ def moments(x: Array, start: int, stop: int, mean: Array, square: Array) -> None
 
 
 @compiled
-def merge_positions(x: Array, start: int, rows: int, length: int, mean: Array, square: Array, out: Array) -> None:
-    """Rows mean and sum of squares of each channel, from those of each position and the values from start on."""
-    rest = x.size - start
-    weight = 1 / (rows + 1.0)
-    for j in range(rest):
-        d = x[start + j] - mean[j]
-        mean[j] += d * weight
-        square[j] += d * d * (rows * weight)
-    channels = out.shape[1]
-    done = np.zeros(channels)
+def merge_positions(x: Array, rows: int, length: int, positions: Array, out: Array) -> None:
+    """Rows mean and sum of squares of each channel, from those of each position and the values after them."""
+    period, channels = positions.shape[1], out.shape[1]
     out[:] = 0
-    for pattern in range(0, mean.size, channels * length):
-        for i in range(length):
-            for c in range(channels):
-                j = pattern + c * length + i
-                count = rows + 1.0 if j < rest else rows + 0.0
-                weight = count / max(1.0, done[c] + count)
-                d = mean[j] - out[0, c]
-                out[0, c] += d * weight
-                out[1, c] += square[j] + d * d * (done[c] * weight)
-                done[c] += count
+    groups = 0  # of positions that hold every channel once
+    if rows > 0:
+        for pattern in range(0, period, channels * length):
+            for i in range(pattern, pattern + length):
+                weight = 1 / (groups + 1.0)
+                between = rows * groups * weight
+                for c in range(channels):
+                    d = positions[0, i + c * length] - out[0, c]
+                    out[0, c] += d * weight
+                    out[1, c] += positions[1, i + c * length] + d * d * between
+                groups += 1
+    start = rows * period
+    for j in range(x.size - start):
+        c, before = j // length % channels, groups * rows + j // (channels * length) * length + j % length
+        d = x[start + j] - out[0, c]
+        weight = 1 / (before + 1.0)
+        out[0, c] += d * weight
+        out[1, c] += d * d * (before * weight)
 
 
 @compiled
-def add_positions(sums: Array, row: int, length: int, out: Array) -> None:
-    """Sum of each channel from that of each position."""
+def add_positions(positions: Array, length: int, out: Array) -> None:
+    """Both sums of each channel from those of each position."""
     channels = out.shape[1]
-    for c in range(channels):
-        out[row, c] = 0
-    for pattern in range(0, sums.size, channels * length):
-        for i in range(length):
+    out[:] = 0
+    for pattern in range(0, positions.shape[1], channels * length):
+        for i in range(pattern, pattern + length):
             for c in range(channels):
-                out[row, c] += sums[pattern + c * length + i]
+                out[0, c] += positions[0, i + c * length]
+                out[1, c] += positions[1, i + c * length]
 
 
 @compiled
@@ -182,21 +186,18 @@ def _block_sums(
 
 
 @compiled
-def sums(
-    dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, sum_dy: Array, sum_dy_x: Array
-) -> None:
+def sums(dy: Array, x: Array, start: int, stop: int, coefficients: Array, relu: bool, out: Array) -> None:
     """sum(dy) and sum(dy * (x - mean)) of each position, in float64; 64 wide rows at a time in the dtype of x."""
-    period = sum_dy.size
-    s = np.empty(period, x.dtype)
-    q = np.empty(period, x.dtype)
-    sum_dy[:] = 0
-    sum_dy_x[:] = 0
+    period = out.shape[1]
+    work = np.empty((2, period), x.dtype)
+    s, q = work[0], work[1]
+    out[:] = 0
     for block in range(start, stop, ROWS * period):
         end = min(stop, block + ROWS * period)
         _block_sums(dy, x, block, end, coefficients, relu, s, q)
         for j in range(period):
-            sum_dy[j] += s[j]
-            sum_dy_x[j] += q[j]
+            out[0, j] += s[j]
+            out[1, j] += q[j]
 
 
 @compiled
@@ -236,27 +237,18 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array,
-    period: int,
-    length: int,
-    gamma: Array,
-    beta: Array,
-    eps: float,
-    relu: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    y: Array,
+    x: Array, period: int, length: int, gamma: Array, beta: Array, eps: float, relu: bool, statistics: Array, y: Array
 ) -> None:
+    """`statistics` receives the rows mean, remainder, var."""
     rows = x.size // period
-    means, squares = np.zeros(period), np.zeros(period)
+    positions, totals = np.empty((2, period)), np.empty((2, gamma.size))
     if rows > 0:
-        moments(x, 0, rows * period, means, squares)
-    totals = np.empty((2, gamma.size))
-    merge_positions(x, rows * period, rows, length, means, squares, totals)
-    cpu_channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
+        moments(x, 0, rows * period, positions)
+    merge_positions(x, rows, length, positions, totals)
+    mean, remainder, var = statistics[0], statistics[1], statistics[2]
+    channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
     coefficients = np.empty((3, period), x.dtype)
-    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
     normalize(x, 0, x.size, coefficients, relu, False, y)
 
 
@@ -277,13 +269,12 @@ def backward(
     sums_: Array,
 ) -> None:
     coefficients = np.empty((5, period), x.dtype)
-    cpu_channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
-    s, q, totals = np.empty(period), np.empty(period), np.empty((2, gamma.size))
-    sums(dy, x, 0, x.size, coefficients, relu, s, q)
-    add_positions(s, 0, length, totals)
-    add_positions(q, 1, length, totals)
-    cpu_channels.finish_sums(totals, remainder, var, eps, sums_)
-    cpu_channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
+    channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
+    positions, totals = np.empty((2, period)), np.empty((2, gamma.size))
+    sums(dy, x, 0, x.size, coefficients, relu, positions)
+    add_positions(positions, length, totals)
+    channels.finish_sums(totals, remainder, var, eps, sums_)
+    channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
     input_gradient(dy, x, 0, x.size, coefficients, relu, False, dx)
 
 
@@ -302,33 +293,33 @@ class Columns(Layout):
     def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
         if len(self.blocks) > 1:
             return super().forward(x, affine)
-        y, m = memory.empty(x.shape, x.dtype), Moments(*np.empty((3, self.channels), x.dtype))
-        forward(x, self.width, self.length, *affine, *m, y)
-        return y, m
+        y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
+        forward(x, self.width, self.length, *affine, statistics, y)
+        return y, Moments(*statistics)
 
     def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
-        dx, sums = memory.empty(x.shape, x.dtype), np.empty((2, self.channels), x.dtype)
+        dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
         backward(dy, x, self.width, self.length, *affine, *moments, dx, sums)
         return dx, sums
 
     def moments(self, x: Array) -> Moments:
-        means, squares = np.zeros((2, len(self.blocks), self.width))
+        parts = np.zeros((len(self.blocks), 2, self.width))
 
         def task(i: int) -> None:
             if self.rows:
-                moments(x, *self.blocks[i], means[i], squares[i])
+                moments(x, *self.blocks[i], parts[i])
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((stop - start) // self.width) for start, stop in self.blocks])
-        cpu_channels.merge(counts, means, squares)
+        channels.merge(counts, parts)
         totals = np.empty((2, self.channels))
-        merge_positions(x, self.rows * self.width, self.rows, self.length, means[0], squares[0], totals)
+        merge_positions(x, self.rows, self.length, parts[0], totals)
         return self.finish_moments(totals, x.dtype)
 
     def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
-        y = memory.empty(x.shape, x.dtype)
+        y = memory.empty_like(x)
         streaming = memory.past_cache(2 * x.nbytes)
 
         def task(i: int) -> None:
@@ -338,20 +329,19 @@ class Columns(Layout):
         return y
 
     def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        parts = np.empty((2, len(self.blocks), self.width))
+        parts = np.empty((len(self.blocks), 2, self.width))
 
         def task(i: int) -> None:
-            sums(dy, x, *self._whole(i), coefficients, relu, parts[0, i], parts[1, i])
+            sums(dy, x, *self._whole(i), coefficients, relu, parts[i])
 
         workers.run(task, len(self.blocks))
-        cpu_channels.add(parts)
+        channels.add(parts)
         totals = np.empty((2, self.channels))
-        add_positions(parts[0, 0], 0, self.length, totals)
-        add_positions(parts[1, 0], 1, self.length, totals)
+        add_positions(parts[0], self.length, totals)
         return totals
 
     def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        dx = memory.empty(x.shape, x.dtype)
+        dx = memory.empty_like(x)
         streaming = memory.past_cache(3 * x.nbytes)
 
         def task(i: int) -> None:

@@ -1,8 +1,9 @@
 """Compiled kernels for NumPy arrays: the fast module for the CPU (needs Numba, the extra `cpu`).
 
 An array is seen as (N, C, L): what is before the feature axis, the features, what is behind. Short L is
-gone through as columns (cpu_columns), long L as planes (cpu_planes); both give the four kernels of
-the specification over flat arrays, and their compositions.
+gone through as `columns`, long L as `planes`; both give the four kernels of the specification over flat
+arrays, and their compositions. What is done once for each channel is in `channels`; `layout` puts them
+together, over blocks that other threads may take. `network` and `updates` hold the rest of a training step.
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
-from . import blocked, cpu_updates, views, workers
-from .cpu_columns import Columns
-from .cpu_layout import Layout
-from .cpu_planes import Planes
-from .reference import Moments
-from .views import View
+from ..._typing import Array
+from .. import blocked, views, workers
+from ..reference import Moments
+from ..views import View
+from . import network, updates
+from .columns import Columns
+from .layout import Layout
+from .planes import Planes
 
 supports = views.supports
 
@@ -106,9 +108,9 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 # ---- the network's other hot operations
 
 matmul = blocked.matmul
-sigmoid, sigmoid_backward = blocked.sigmoid, blocked.sigmoid_backward
-softmax_cross_entropy = blocked.softmax_cross_entropy
-sgd, momentum, rmsprop, adam = cpu_updates.sgd, cpu_updates.momentum, cpu_updates.rmsprop, cpu_updates.adam
+sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
+softmax_cross_entropy = network.softmax_cross_entropy
+sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
 
 
 # ---- ahead of time
@@ -120,6 +122,8 @@ def warmup(*dtypes: str) -> None:
         dtype = np.dtype(name)
         for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
             _every_kernel(np.zeros(shape, dtype))
+        sigmoid_backward(np.zeros(1, dtype), np.zeros(1, dtype))
+        softmax_cross_entropy(np.zeros((1, 1), dtype), np.zeros(1, np.int64))
         p, g, m, v = ([np.zeros(1, dtype)] for _ in range(4))
         sgd(p, g, [0.0], rate=0.1)
         momentum(p, g, m, [0.0], rate=0.1, momentum=0.9, nesterov=False)

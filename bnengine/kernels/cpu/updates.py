@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from .._typing import Array
-from . import reference, workers
+from ..._typing import Array
+from .. import reference, workers
+from ..views import plain, writable
 from .compiling import compiled
-from .views import plain, writable
 
 # Each loop takes the gradient with weight decay as L2: g + decay * p.
 
@@ -55,7 +55,7 @@ def _adam(
     new1: float,
     beta2: float,
     new2: float,
-    root: float,
+    inv_root: float,
     eps: float,
 ) -> None:
     for i in range(p.size):
@@ -64,7 +64,7 @@ def _adam(
         second = beta2 * v[i] + new2 * (gradient * gradient)
         m[i] = first
         v[i] = second
-        p[i] = p[i] * shrink - step * first / (math.sqrt(second) / root + eps)
+        p[i] = p[i] * shrink - step * first / (math.sqrt(second) * inv_root + eps)
 
 
 def sgd(params: list[Array], grads: list[Array], decays: list[float], *, rate: float) -> tuple[list[Array]]:
@@ -125,7 +125,7 @@ def adam(
         scalars = {"rate": rate, "beta1": beta1, "beta2": beta2, "eps": eps}
         corrections = {"correction1": correction1, "correction2": correction2}
         return reference.adam(params, grads, first, second, decays, **scalars, **corrections, decoupled=decoupled)
-    common = rate / correction1, beta1, 1 - beta1, beta2, 1 - beta2, correction2**0.5, eps
+    common = rate / correction1, beta1, 1 - beta1, beta2, 1 - beta2, correction2**-0.5, eps
     each = [(0.0, 1 - rate * d, *common) if decoupled else (d, 1.0, *common) for d in decays]
     _update(_adam, (params, grads, first, second), each)
     return params, first, second
@@ -133,15 +133,16 @@ def adam(
 
 def _update(loop: Callable[..., None], lists: tuple[list[Array], ...], scalars: list[tuple[Any, ...]]) -> None:
     """Run the loop over each leaf (its arrays in the order of `lists`: params, grads, slots) with its scalars."""
+    dtype = lists[0][0].dtype
+    typed = {values: [v if isinstance(v, bool) else dtype.type(v) for v in values] for values in set(scalars)}
     for leaves, values in zip(zip(*lists, strict=True), scalars, strict=True):
-        dtype = leaves[0].dtype
-        flat = [plain(leaf, dtype).reshape(-1) for leaf in leaves]
-        typed = [v if isinstance(v, bool) else dtype.type(v) for v in values]
-        parts = workers.ranges(flat[0].size, workers.parts(flat[0].size))
-        if len(parts) == 1:
-            loop(*flat, *typed)
+        flat = [leaf.reshape(-1) for leaf in leaves]
+        flat[1] = plain(flat[1], dtype)
+        if flat[0].size < workers.SERIAL:
+            loop(*flat, *typed[values])
         else:
-            workers.run(_part(loop, flat, typed, parts), len(parts))
+            parts = workers.ranges(flat[0].size, workers.parts(flat[0].size))
+            workers.run(_part(loop, flat, typed[values], parts), len(parts))
 
 
 def _part(loop: Callable[..., None], flat: list[Array], typed: list[Any], parts: list[tuple[int, int]]) -> workers.Task:

@@ -12,14 +12,15 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .._typing import Array
-from . import cpu_channels, memory, workers
+from ..._typing import Array
+from .. import memory, workers
+from ..reference import Moments
+from ..views import Affine
+from . import channels
+from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
 from .compiling import compiled
-from .cpu_channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
-from .cpu_layout import Layout
-from .reference import Moments
+from .layout import Layout
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
-from .views import Affine
 
 Shape: TypeAlias = tuple[int, int, int]
 """(N, C, L)"""
@@ -374,7 +375,7 @@ class Planes(Layout):
     def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
         if self.parts > 1:
             return super().forward(x, affine)
-        y, m = memory.empty(x.shape, x.dtype), Moments(*np.empty((3, self.channels), x.dtype))
+        y, m = memory.empty_like(x), Moments(*np.empty((3, self.channels), x.dtype))
         streaming = self._streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
@@ -386,7 +387,7 @@ class Planes(Layout):
     def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
         if self.parts > 1:
             return super().backward(dy, x, moments, affine)
-        dx, sums = memory.empty(x.shape, x.dtype), np.empty((2, self.channels), x.dtype)
+        dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
         streaming = self._streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
@@ -396,19 +397,19 @@ class Planes(Layout):
         return dx, sums
 
     def moments(self, x: Array) -> Moments:
-        means, squares = np.empty((2, self.parts, self.channels))
+        parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
         def task(i: int) -> None:
-            moments(x, self.shape, self.blocks[i], means[i // each], squares[i // each])
+            moments(x, self.shape, self.blocks[i], *parts[i // each])
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((b[1] - b[0]) * self.shape[2]) for b in self.blocks[::each]])
-        cpu_channels.merge(counts, means, squares)
-        return self.finish_moments(np.stack([means[0], squares[0]]), x.dtype)
+        channels.merge(counts, parts)
+        return self.finish_moments(parts[0], x.dtype)
 
     def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
-        y, streaming = memory.empty(x.shape, x.dtype), self._streaming(2 * x.nbytes)
+        y, streaming = memory.empty_like(x), self._streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
             normalize(x, self.shape, self.blocks[i], coefficients, relu, streaming, y)
@@ -417,18 +418,18 @@ class Planes(Layout):
         return y
 
     def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        parts = np.empty((2, self.parts, self.channels))
+        parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
         def task(i: int) -> None:
-            sums(dy, x, self.shape, self.blocks[i], coefficients, relu, parts[0, i // each], parts[1, i // each])
+            sums(dy, x, self.shape, self.blocks[i], coefficients, relu, *parts[i // each])
 
         workers.run(task, len(self.blocks))
-        cpu_channels.add(parts)
-        return np.stack([parts[0, 0], parts[1, 0]])
+        channels.add(parts)
+        return parts[0]
 
     def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        dx, streaming = memory.empty(x.shape, x.dtype), self._streaming(3 * x.nbytes)
+        dx, streaming = memory.empty_like(x), self._streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
             input_gradient(dy, x, self.shape, self.blocks[i], coefficients, relu, streaming, dx)

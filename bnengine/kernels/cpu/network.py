@@ -1,0 +1,64 @@
+"""What a training step needs besides normalisation, matrix products and updates."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ..._typing import Array
+from .. import blocked, memory
+from ..views import FLOAT32, FLOAT64, plain
+from .compiling import compiled
+
+LABELS = np.dtype(np.int64)
+
+sigmoid = blocked.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
+
+
+@compiled
+def _softmax_cross_entropy(z: Array, labels: Array, dz: Array) -> float:
+    rows, classes = z.shape
+    share, loss = z.dtype.type(1 / rows), 0.0
+    for i in range(rows):
+        largest = z[i, 0]
+        for j in range(1, classes):
+            largest = max(largest, z[i, j])
+        total = 0.0
+        for j in range(classes):
+            e = math.exp(z[i, j] - largest)
+            dz[i, j] = e
+            total += e
+        label = labels[i]
+        if 0 <= label < classes:
+            loss += math.log(total) - (z[i, label] - largest)
+        else:
+            loss, total = math.nan, math.nan
+        scale = z.dtype.type(share / total)
+        for j in range(classes):
+            dz[i, j] *= scale
+        if 0 <= label < classes:
+            dz[i, label] -= share
+    return float(loss / rows)
+
+
+@compiled
+def _sigmoid_backward(y: Array, dy: Array, dx: Array) -> None:
+    one = y.dtype.type(1)
+    for i in range(y.size):
+        dx[i] = dy[i] * (y[i] * (one - y[i]))
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    z = plain(logits, FLOAT64 if logits.dtype == FLOAT64 else FLOAT32)
+    dz = memory.empty_like(z)
+    loss = _softmax_cross_entropy(z, plain(labels, LABELS), dz)
+    return z.dtype.type(loss), dz.astype(logits.dtype, copy=False)
+
+
+def sigmoid_backward(y: Array, dy: Array) -> Array:
+    if not (y.flags.carray and dy.flags.carray and y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64)):
+        return blocked.sigmoid_backward(y, dy)
+    dx = memory.empty_like(y)
+    _sigmoid_backward(y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    return dx
