@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from libraries import need
 
-from bnengine import bench
-from bnengine.bench import machine, normalization, timing
+from bnengine import bench, kernels
+from bnengine.bench import machine, normalization, scaling, steps, timing
 from bnengine.bench.normalization import Case, Shape
 from bnengine.bench.timing import Contender
 from bnengine.cli import main
@@ -188,6 +188,101 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
     assert min(calls.values()) > 1  # a call of nothing is repeated until a sample can be told from the clock
 
 
+# ---- training steps
+
+SMALL = (
+    steps.Network((12, 9, 8, 5), 16),
+    steps.Network((12, 9, 5), 10, "sigmoid", "sgd"),
+    steps.Network((12, 9, 5), 10, "relu", "adam", norm=False),
+    steps.Network((12, 9, 5), 10, "sigmoid", "sgd", norm=False),
+)
+QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
+
+
+@pytest.mark.parametrize("network", SMALL, ids=lambda network: network.name)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_every_step_follows_the_float64_network(network, dtype):
+    case = steps.Case(network, dtype)
+    families = steps.builders(network)
+    families.pop("torch.compile", None)  # compiles for a minute
+    assert ("scikit-learn" in families) != network.norm
+    with steps.settings_kept():
+        for build in families.values():
+            try:
+                contenders = list(build(case))
+            except (ImportError, ValueError):
+                continue
+            for contender in contenders:
+                contender.prepare()
+                assert contender.error() <= contender.tolerance, contender.name
+
+
+@pytest.mark.parametrize("part", ["gamma", "beta", "weight", "bias"])
+def test_a_step_that_forgets_a_gradient_is_seen(part):
+    class Forgetful(steps.Written):
+        def _update(self, grads):
+            super()._update([{name: g * (name != part) for name, g in grad.items()} for grad in grads])
+
+    case = steps.Case(steps.FIXED[0], "float32")
+    contender = case.contender("forgetful", Forgetful(case, "float32"))
+    assert contender.error() > 2 * contender.tolerance
+
+
+def test_steps_are_compared_and_their_page_faults_counted(monkeypatch, capsys):
+    monkeypatch.setattr(steps, "FIXED", SMALL[:1])
+    names = "bnengine,bnengine without numba,matrix products,numpy"
+    status, out, _ = run(capsys, *QUICK_STEPS, names, "--out", "record.json")
+    assert status == 0
+    assert "bnengine takes " in out
+    record = json.loads(Path("record.json").read_text())
+    assert {row["family"].lower() for row in record["rows"]} == set(names.split(","))
+    assert {row["case"] for row in record["rows"]} == {SMALL[0].name}
+    for row in record["rows"]:
+        assert "of_limit" not in row
+        assert row["page_faults"] is None or row["page_faults"] >= 0
+
+
+def test_kernels_and_threads_are_put_back(rng):
+    fast = kernels.FAST["numpy"]
+    x = rng.standard_normal((4, 3))
+    before = kernels.select(x)
+    with steps.settings_kept():
+        steps._use(("blocked",))
+        assert kernels.select(x).__name__.endswith("blocked")
+    assert kernels.FAST["numpy"] == fast
+    assert kernels.select(x) is before
+
+
+def test_scaling_varies_one_size_at_a_time(monkeypatch, capsys):
+    pytest.importorskip("matplotlib")
+    for name, values in (("ROWS", (8, 16)), ("CHANNELS", (2, 4)), ("DEPTHS", (1,)), ("BATCHES", (8, 16))):
+        monkeypatch.setattr(scaling, name, values)
+    options = ["--scaling", "--repeats", "2", "--contenders", "bnengine", "--out", "record.json", "--plot", "cost.png"]
+    status, out, _ = run(capsys, *options)
+    assert status == 0
+    assert "rows 16, 256 channels" in out
+    rows = json.loads(Path("record.json").read_text())["rows"]
+    found = [(row["varies"], row["value"]) for row in rows]
+    expected = [("rows", 8), ("rows", 16), ("channels", 2), ("channels", 4), ("hidden layers", 1), ("batch", 8)]
+    assert list(dict.fromkeys(found)) == [*expected, ("batch", 16)]
+    assert {row["group"] for row in rows} == {"scaling"}
+    assert Path("cost.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_compares_with_pytorch(record):
+    report = pytest.importorskip("bnengine.report")
+    ours = {"median": 4.0, "p20": 3.0, "p80": 5.0}
+    slower = {"median": 0.5, "p20": 0.4, "p80": 0.6}
+
+    def row(family, seconds, over):
+        figures = {"seconds": {"median": seconds}, "speed_over": {"PyTorch": over} if over else {}}
+        return {"group": "fixed", "case": "8x3 rows", "family": family, **figures}
+
+    rows = [row("bnengine", 2.0, slower), row("bnengine", 1.0, ours), row("jax.jit", 8.0, slower), row("PyTorch", 4, 0)]
+    assert report._speed_bars(rows) == [("8x3 rows", ours, {"jax.jit": 0.5})]  # the faster variant
+    assert report.speeds({**record, "rows": rows}).startswith(b"\x89PNG")
+
+
 # ---- requests that are refused
 
 
@@ -196,6 +291,7 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
     [
         (["--repeats", "1"], "repeats: expected at least 2, got 1"),
         (["--draw", "-1"], "draw: expected at least 0, got -1"),
+        (["--contenders", "bnengine,abacus"], "contenders: expected some of bnengine, bnengine without Numba, "),
         (["--shapes", "4096"], "shapes: expected two positive sizes or more, got '4096'"),
         (["--shapes", "8x"], "shapes: expected sizes such as 4096x512, got '8x'"),
         (["--shapes", "1x5"], "shapes: expected two values or more for each channel, got '1x5'"),
@@ -242,8 +338,6 @@ def test_warmup_says_how_long_it_took_and_where_the_kernels_are(capsys):
 
 
 def test_warmup_without_numba_names_the_extra(monkeypatch, capsys):
-    from bnengine import kernels
-
     monkeypatch.setattr(kernels, "_load", lambda name: ImportError("No module named 'numba'"))
     assert main(["warmup"]) == 2
     assert "Install the extra cpu" in capsys.readouterr().err

@@ -8,14 +8,14 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from .. import backends
 from ..config import ConfigError
 from ..kernels import workers
-from . import machine, normalization, tables
+from . import machine, normalization, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
 from .timing import COPY, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded
@@ -55,6 +55,12 @@ class Options:
                 raise ConfigError(f"{name}: expected {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
         if self.layout is not None and self.shapes is None:
             raise ConfigError("layout: says what shapes are, but shapes is not given")
+        families = dict(normalization.BUILDERS)
+        for network in steps.FIXED:
+            families |= steps.builders(network)
+        for name in _names(self.contenders or ""):
+            if name not in map(str.lower, families):
+                raise ConfigError(f"contenders: expected some of {', '.join(families)}, got {name!r}")
         self.groups()
         _usable(self.backend)
 
@@ -71,8 +77,7 @@ class Options:
         """Whether a contender was asked for; the copy is what the limit is taken from."""
         if self.contenders is None or family == COPY:
             return True
-        names = [name.strip().lower() for name in self.contenders.split(",")]
-        return family.lower() in names
+        return family.lower() in _names(self.contenders)
 
     def command(self) -> str:
         """The command line that repeats this."""
@@ -111,8 +116,14 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "left_out": [],
     }
     tell(tables.heading(record))
-    if options.kernels or not options.steps:
+    everything = not (options.kernels or options.steps or options.scaling)
+    if options.kernels or everything:
         _normalization(options, record, tell)
+    with steps.settings_kept():  # a contender's threads and kernels are its own
+        if options.steps or everything:
+            _steps(options, record, tell)
+        if options.scaling:
+            _scaling(options, record, tell)
     record["summary"] = summary(record["rows"])
     record["load"]["end"] = machine.load()
     record["seconds"] = round(time.perf_counter() - began, 1)
@@ -131,8 +142,27 @@ def _normalization(options: Options, record: Record, tell: Callable[[str], None]
             tell(tables.normalization_line(rows, shape.name))
 
 
+def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    for network in steps.FIXED:
+        case = steps.Case(network, options.dtype, options.seed)
+        about = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
+        rows = _measured(options, record, case, about, steps.builders(network), steps.PAUSE)
+        for line in tables.step_lines(rows, network.name, options.repeats):
+            tell(line)
+
+
+def _scaling(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    tell(tables.scaling_head(options.repeats))
+    for point in scaling.points(options.dtype, options.seed, PAUSE):
+        name = f"{point.varies} {point.value}, {point.rest}"
+        about = {"group": "scaling", "case": name, "varies": point.varies, "value": point.value, "rest": point.rest}
+        chosen = {family: build for family, build in point.builders.items() if family in scaling.FAMILIES}
+        rows = _measured(options, record, point.case, about, chosen, point.pause)
+        tell(tables.scaling_line(rows, name))
+
+
 def _measured(
-    options: Options, record: Record, case: Any, about: Record, builders: dict[str, Builder], pause: float = PAUSE
+    options: Options, record: Record, case: Any, about: Record, builders: Mapping[str, Builder], pause: float = PAUSE
 ) -> list[Record]:
     """The rows of a case, which are added to the record."""
     outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.repeats, pause=pause)
@@ -151,20 +181,18 @@ def _of_limit(row: Record) -> Record:
 
 
 def summary(rows: list[Record]) -> list[Record]:
-    """Geometric means of the speeds of bnengine's families over others, by group of shapes."""
+    """Geometric means of the speeds of bnengine's families over others, by group of cases."""
+    speeds: dict[tuple[str, str, str], dict[str, Record]] = {}
+    for row in sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True):  # the fastest variant last
+        for other in row["speed_over"]:
+            if row["family"].startswith(OURS) and other != row["family"] and other != COPY:
+                speeds.setdefault((row["group"], row["family"], other), {})[row["case"]] = row["speed_over"][other]
     found = []
-    pairs = {(row["group"], row["family"], other): None for row in rows for other in row["speed_over"]}
-    for group, family, other in pairs:
-        if not family.startswith(OURS) or other == COPY:
-            continue
-        speeds = [
-            row["speed_over"][other]["median"]
-            for row in rows
-            if (row["group"], row["family"]) == (group, family) and other in row["speed_over"]
-        ]
-        mean = {"geometric_mean": rounded(geometric_mean(speeds)), "lowest": min(speeds), "cases": len(speeds)}
-        found.append({"group": group, "family": family, "over": other, **mean})
-    return found
+    for (group, family, other), cases in speeds.items():
+        values = [speed["median"] for speed in cases.values()]
+        means = {"geometric_mean": rounded(geometric_mean(values)), "lowest": min(values), "cases": len(values)}
+        found.append({"group": group, "family": family, "over": other, **means})
+    return [mean for mean in found if mean["group"] != "scaling"]
 
 
 def to_json(record: Record) -> str:
@@ -185,6 +213,10 @@ def wrong(record: Record) -> list[str]:
 
 
 # ---- checks
+
+
+def _names(contenders: str) -> list[str]:
+    return [name.strip().lower() for name in contenders.split(",") if name.strip()]
 
 
 def _shape(text: str, layout: str | None) -> Shape:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .timing import OURS, PYTORCH, WITHOUT_NUMBA, best
+from .timing import OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, best
 
 PEERS = ("PyTorch operators", "jax.jit", "NumPy", "bnengine reference", WITHOUT_NUMBA)
 """Columns after PyTorch, and their headings."""
@@ -42,6 +42,36 @@ def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
         f"{name:<22}{seconds(ours['seconds']['median']):>11}{_ratio(speeds.get(PYTORCH), spread=True):>22}{others}"
         f"{_ratio(ours.get('of_limit')):>10}"
     )
+
+
+def step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
+    """One network: each family's fastest variant, its time, our speed over it."""
+    yield f"\n{name}: a training step, median of {repeats}"
+    yield f"{'':<44}{'time':>9}{'bnengine is times as fast (p20 to p80)':>41}{'page faults':>13}"
+    ours = best(rows, OURS)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        row = best(rows, family)
+        if row is not None:
+            over = ours["speed_over"].get(family) if ours else None
+            faults = "-" if row["page_faults"] is None else f"{row['page_faults']:.1f}"
+            time = seconds(row["seconds"]["median"])
+            yield f"{row['contender']:<44}{time:>9}{_ratio(over, spread=True):>41}{faults:>13}"
+    if ours and PRODUCTS in ours["speed_over"]:
+        yield f"bnengine takes {1 / ours['speed_over'][PRODUCTS]['median']:.2f} times as long as its matrix products"
+
+
+def scaling_head(repeats: int) -> str:
+    """The heading over lines of a sweep."""
+    return f"\nHow cost grows, median of {repeats}\n{'':<32}{'bnengine':>11}{'times as fast as PyTorch':>26}"
+
+
+def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
+    """One case of a sweep: our time, our speed over PyTorch."""
+    ours = best(rows, OURS)
+    if ours is None:
+        return f"{name:<32}not measured"
+    over = ours["speed_over"].get(PYTORCH)
+    return f"{name:<32}{seconds(ours['seconds']['median']):>11}{_ratio(over, spread=True):>26}"
 
 
 def closing(record: dict[str, Any]) -> Iterator[str]:

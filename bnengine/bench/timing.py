@@ -19,7 +19,8 @@ SAMPLE = 1e-3
 FAULT_CALLS = 20
 """Calls over which page faults are counted."""
 
-OURS, WITHOUT_NUMBA, COPY = "bnengine", "bnengine without Numba", "copy"
+OURS, WITHOUT_NUMBA = "bnengine", "bnengine without Numba"
+COPY, PRODUCTS = "copy", "matrix products"
 NUMPY, PYTORCH, OPERATORS, JAX = "NumPy", "PyTorch", "PyTorch operators", "jax.jit"
 """Families that figures are quoted of."""
 
