@@ -6,10 +6,11 @@ import argparse
 import csv
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 from . import __version__, backends
-from .config import FIELDS, resolve
+from .config import FIELDS, ConfigError, resolve
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
         for name in ("backend", "device"):
             _add_option(command, name)
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
+    _add_bench(_command(commands, "bench", _bench, "measure against the memory limit and other libraries"))
+    warmup = _command(commands, "warmup", _warmup, "compile the kernels ahead of their first use")
+    warmup.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
     return parser
 
 
@@ -93,6 +97,22 @@ def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _metavar(kind: str) -> str:
     return {"int": "N", "float": "X", "tuple[int, ...]": "N,N"}.get(kind, "TEXT")
+
+
+def _add_bench(bench: argparse.ArgumentParser) -> None:
+    bench.add_argument("--kernels", action="store_true", help="batch normalisation (default: with steps)")
+    bench.add_argument("--steps", action="store_true", help="whole training steps (default: with kernels)")
+    bench.add_argument("--scaling", action="store_true", help="how cost grows with rows, channels, depth and batch")
+    bench.add_argument("--shapes", metavar="NxC,...", help="shapes such as 4096x512,32x64x56x56 (default: nine)")
+    bench.add_argument("--layout", choices=("rows", "nchw", "nhwc"), help="of --shapes (default: channels in place 1)")
+    bench.add_argument("--draw", type=int, metavar="N", help="draw so many shapes by --seed")
+    bench.add_argument("--seed", type=int, metavar="N", help="of the drawn shapes and of the data (default: 0)")
+    bench.add_argument("--contenders", metavar="NAME,...", help="only these, such as bnengine,pytorch (default: all)")
+    bench.add_argument("--dtype", choices=("float32", "float64"), help="default: float32")
+    bench.add_argument("--backend", choices=backends.NAMES, help="default: numpy")
+    bench.add_argument("--repeats", type=int, metavar="N", help="samples of each contender (default: 15)")
+    bench.add_argument("--out", metavar="FILE.json", help="write the record with all samples")
+    bench.add_argument("--plot", metavar="FILE.png", help="draw the speeds relative to PyTorch")
 
 
 # ---- commands
@@ -190,6 +210,43 @@ def _backend_words(row: backends.Row) -> tuple[str, str, str, str]:
     if row.usable:
         return row.name, row.version, row.device, row.fast_path
     return row.name, "not usable", "", " ".join(row.why_not.split())
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from . import bench, checkpoints, report
+
+    given = vars(options)
+    wanted = bench.Options(**{name: value for name, value in given.items() if name in bench.FIELDS})
+    files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
+    busy = bench.machine.busy()
+    if busy:
+        print(f"bnengine: {busy}", file=sys.stderr, flush=True)
+    record = bench.run(wanted, lambda line: print(line, flush=True))
+    if "out" in files:
+        checkpoints.write(files["out"], bench.to_json(record))
+    if "plot" in files:
+        checkpoints.write(files["plot"], report.speeds(record))
+    wrong = bench.wrong(record)
+    return _failed(f"not timed, because wrong: {'; '.join(wrong)}", 1) if wrong else 0
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from .warmup import warmup
+
+    given = vars(options)
+    for line in warmup([given["dtype"]] if "dtype" in given else ["float32", "float64"]):
+        print(line, flush=True)
+    return 0
+
+
+def _writable(name: str, file: str) -> Path:
+    """Where a result will go, refused before the work and not after it."""
+    path = Path(file)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(
+            f"{name}: cannot write {file}: {'it is' if path.is_dir() else 'its parent is not'} a directory"
+        )
+    return path
 
 
 def _backend(given: dict[str, Any]) -> str:

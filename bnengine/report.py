@@ -1,8 +1,9 @@
-"""Pictures of runs."""
+"""Pictures of runs and of benchmark records."""
 
 from __future__ import annotations
 
 import io
+import math
 from typing import Any
 
 BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#6b7280"
@@ -44,6 +45,106 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
         fontsize=10,
         color=GREY,
     )
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
+
+
+# ---- benchmark records
+
+Bar = tuple[str, dict[str, Any], dict[str, float]]
+"""Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
+
+
+def speeds(record: dict[str, Any]) -> bytes:
+    """Bars of bnengine's speed relative to PyTorch's by case, and cost curves where they were measured, as a PNG."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plot: needs matplotlib; install the extra train") from error
+
+    steps = [row for row in record["rows"] if row["group"].startswith("steps")]
+    shapes = [row for row in record["rows"] if row["group"] != "scaling" and row not in steps]
+    panels: list[tuple[float, Any]] = []
+    for rows, title in ((shapes, "BN + ReLU, forward and backward"), (steps, "a training step")):
+        if bars := _speed_bars(rows):
+            panels.append((1.1 + 0.3 * len(bars), lambda part, b=bars, t=title: _draw_bars(part.subplots(), b, t)))
+    if costs := _cost_curves(record["rows"]):
+        panels.append((3.2, lambda part: _draw_costs(part.subplots(1, len(costs), squeeze=False)[0], costs)))
+    heights = [height for height, _ in panels] or [1.0]
+    figure = Figure(figsize=(9, 0.4 + sum(heights)), layout="constrained", dpi=150)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (_, draw) in zip(parts, panels, strict=False):
+        draw(part)
+    versions, date = record["versions"], record["date"][:10]
+    words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
+    figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}", fontsize=9, color=GREY)
+    return _png(figure)
+
+
+def _speed_bars(rows: list[dict[str, Any]]) -> list[Bar]:
+    """One for each case in which both were measured, in the order of the rows."""
+    fastest_last = sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True)
+    bars = []
+    for case in dict.fromkeys(row["case"] for row in rows):
+        by_family = {row["family"]: row["speed_over"].get("PyTorch") for row in fastest_last if row["case"] == case}
+        ours = by_family.pop("bnengine", None)
+        if ours is not None:
+            others = {name: by_family[name]["median"] for name in ("jax.jit", "NumPy") if by_family.get(name)}
+            bars.append((case, ours, others))
+    return bars
+
+
+def _draw_bars(axes: Any, bars: list[Bar], title: str) -> None:
+    places = range(len(bars))
+    ours = [speed["median"] for _, speed, _ in bars]
+    reach = [[v["median"] - v["p20"] for _, v, _ in bars], [v["p80"] - v["median"] for _, v, _ in bars]]
+    axes.barh(places, ours, xerr=reach, color=BLUE, ecolor=GREY, label="bnengine", height=0.7)
+    for family, marker in (("jax.jit", "o"), ("NumPy", "D")):
+        points = [(bar[2][family], place) for place, bar in zip(places, bars, strict=True) if family in bar[2]]
+        if points:
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=ORANGE, s=16, zorder=3, label=family)
+    for place, value in zip(places, ours, strict=True):
+        axes.annotate(f"{value:.1f}", (0, place), (4, 0), textcoords="offset points", color="white", va="center")
+    axes.axvline(1, color="black", linewidth=1.2)
+    above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
+    axes.annotate("PyTorch", (1, 1), (0, 2), **above)
+    axes.set_yticks(places, [case for case, _, _ in bars])
+    axes.invert_yaxis()
+    mean = math.exp(sum(map(math.log, ours)) / len(ours))
+    axes.set_title(f"{title}: {mean:.1f} times as fast as PyTorch (geometric mean)", pad=16, fontsize=11)
+    axes.set_xlabel("times as fast as PyTorch")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+
+
+def _cost_curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """What varies -> family -> (value, milliseconds of the fastest variant)."""
+    curves: dict[str, dict[str, dict[float, float]]] = {}
+    for row in rows:
+        if row["group"] == "scaling":
+            points = curves.setdefault(f"{row['varies']} ({row['rest']})", {}).setdefault(row["family"], {})
+            points[row["value"]] = min(1e3 * row["seconds"]["median"], points.get(row["value"], math.inf))
+    return {varied: {family: sorted(p.items()) for family, p in by.items()} for varied, by in curves.items()}
+
+
+def _draw_costs(panels: Any, costs: dict[str, dict[str, list[tuple[float, float]]]]) -> None:
+    from matplotlib.ticker import LogLocator
+
+    for axes, (varied, families) in zip(panels, costs.items(), strict=True):
+        for (family, points), colour in zip(families.items(), (BLUE, ORANGE), strict=False):
+            values, times = zip(*points, strict=True)
+            axes.loglog(values, times, marker="o", markersize=3, color=colour, label=family)
+            axes.set_xticks(values, values, rotation=45, fontsize=8)
+        axes.set_xlabel(varied, fontsize=9)
+        axes.minorticks_off()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.grid(color="#e5e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("milliseconds")
+    panels[0].legend(frameon=False, fontsize=8)

@@ -1,0 +1,244 @@
+"""Measurements of batch normalisation and of whole training steps against the memory limit and other libraries."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import json
+import math
+import shlex
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .. import backends
+from ..config import ConfigError
+from ..kernels import workers
+from . import machine, normalization, scaling, steps, tables
+from .limit import MINIMUM, PASSES
+from .normalization import FIXED, Shape, drawn
+from .timing import COPY, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded
+
+PAUSE = 0.006
+"""Seconds in which the threads of another library stop spinning."""
+
+LAYOUTS = ("rows", "nchw", "nhwc")
+FORMAT = 1
+"""Of the record; raised when a reader of older ones would misread it."""
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure. Field names are the options of `bnengine bench` with underscores."""
+
+    kernels: bool = False
+    steps: bool = False
+    scaling: bool = False
+    shapes: str | None = None
+    layout: str | None = None
+    draw: int = 0
+    seed: int = 0
+    contenders: str | None = None
+    dtype: str = "float32"
+    backend: str = "numpy"
+    repeats: int = 15
+
+    def __post_init__(self) -> None:
+        for name, least in (("draw", 0), ("seed", 0), ("repeats", 2)):
+            if getattr(self, name) < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, choices in (("dtype", tuple(normalization.TOLERANCE)), ("layout", (None, *LAYOUTS))):
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name}: expected {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        if self.layout is not None and self.shapes is None:
+            raise ConfigError("layout: says what shapes are, but shapes is not given")
+        families = dict(normalization.BUILDERS)
+        for network in steps.FIXED:
+            families |= steps.builders(network)
+        for name in _names(self.contenders or ""):
+            if name not in map(str.lower, families):
+                raise ConfigError(f"contenders: expected some of {', '.join(families)}, got {name!r}")
+        self.groups()
+        _usable(self.backend)
+
+    def groups(self) -> dict[str, list[Shape]]:
+        """Shapes by the name of their group: the fixed list unless others are asked for."""
+        found = {}
+        if self.shapes is not None:
+            found["shapes"] = [_shape(text, self.layout) for text in self.shapes.split(",")]
+        if self.draw:
+            found["drawn"] = drawn(self.draw, self.seed)
+        return found or {"fixed": list(FIXED)}
+
+    def wanted(self, family: str) -> bool:
+        """Whether a contender was asked for; the copy is what the limit is taken from."""
+        if self.contenders is None or family == COPY:
+            return True
+        return family.lower() in _names(self.contenders)
+
+    def command(self) -> str:
+        """The command line that repeats this."""
+        words = ["bnengine", "bench"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+        return shlex.join(words)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Options))
+
+
+def run(options: Options, tell: Callable[[str], None]) -> Record:
+    """Measure, telling lines of the table as they come; return the record.
+
+    Returns
+    -------
+    dict
+        `rows`: one for each contender of each case, with its samples in seconds, their median and spread, and
+        its speed over every other family's fastest variant, as median and spread of the ratios of each
+        repeat. `left_out`: contenders that are not here or are wrong, with the reason. `summary`: geometric
+        means. The rest says what was measured, where and with what.
+    """
+    began = time.perf_counter()
+    record: Record = {
+        "format": FORMAT,
+        "command": options.command(),
+        "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        **machine.described(),
+        "threads": workers.threads(),
+        "load": {"start": machine.load()},
+        **{name: getattr(options, name) for name in ("backend", "dtype", "repeats", "seed")},
+        "rows": [],
+        "left_out": [],
+    }
+    tell(tables.heading(record))
+    everything = not (options.kernels or options.steps or options.scaling)
+    if options.kernels or everything:
+        _normalization(options, record, tell)
+    with steps.settings_kept():  # a contender's threads and kernels are its own
+        if options.steps or everything:
+            _steps(options, record, tell)
+        if options.scaling:
+            _scaling(options, record, tell)
+    record["summary"] = summary(record["rows"])
+    record["load"]["end"] = machine.load()
+    record["seconds"] = round(time.perf_counter() - began, 1)
+    for line in tables.closing(record):
+        tell(line)
+    return record
+
+
+def _normalization(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    tell(tables.normalization_head(options.dtype, options.repeats))
+    for group, shapes in options.groups().items():
+        for shape in shapes:
+            case = normalization.Case(shape, options.dtype, options.seed)
+            about = {"group": group, "case": shape.name, "shape": list(shape.sizes), "axis": shape.axis}
+            rows = _measured(options, record, case, about, normalization.BUILDERS)
+            tell(tables.normalization_line(rows, shape.name))
+
+
+def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    for network in steps.FIXED:
+        case = steps.Case(network, options.dtype, options.seed)
+        about = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
+        rows = _measured(options, record, case, about, steps.builders(network), steps.PAUSE)
+        for line in tables.step_lines(rows, network.name, options.repeats):
+            tell(line)
+
+
+def _scaling(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    tell(tables.scaling_head(options.repeats))
+    for point in scaling.points(options.dtype, options.seed, PAUSE):
+        name = f"{point.varies} {point.value}, {point.rest}"
+        about = {"group": "scaling", "case": name, "varies": point.varies, "value": point.value, "rest": point.rest}
+        chosen = {family: build for family, build in point.builders.items() if family in scaling.FAMILIES}
+        rows = _measured(options, record, point.case, about, chosen, point.pause)
+        tell(tables.scaling_line(rows, name))
+
+
+def _measured(
+    options: Options, record: Record, case: Any, about: Record, builders: Mapping[str, Builder], pause: float = PAUSE
+) -> list[Record]:
+    """The rows of a case, which are added to the record."""
+    outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.repeats, pause=pause)
+    rows = [{**about, **row, **_of_limit(row)} for row in outcome.rows]
+    record["rows"] += rows
+    record["left_out"] += [{"case": about["case"], **left} for left in outcome.left_out]
+    return rows
+
+
+def _of_limit(row: Record) -> Record:
+    """The part of the limit that a row reaches: the time in which a copy moves the least traffic, over its own."""
+    over = row["speed_over"].get(COPY)
+    if over is None or row["family"] == COPY:
+        return {}
+    return {"of_limit": {name: rounded(over[name] * MINIMUM / PASSES) for name in ("median", "p20", "p80")}}
+
+
+def summary(rows: list[Record]) -> list[Record]:
+    """Geometric means of the speeds of bnengine's families over others, by group of cases."""
+    speeds: dict[tuple[str, str, str], dict[str, Record]] = {}
+    for row in sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True):  # the fastest variant last
+        for other in row["speed_over"]:
+            if row["family"].startswith(OURS) and other != row["family"] and other != COPY:
+                speeds.setdefault((row["group"], row["family"], other), {})[row["case"]] = row["speed_over"][other]
+    found = []
+    for (group, family, other), cases in speeds.items():
+        values = [speed["median"] for speed in cases.values()]
+        means = {"geometric_mean": rounded(geometric_mean(values)), "lowest": min(values), "cases": len(values)}
+        found.append({"group": group, "family": family, "over": other, **means})
+    return [mean for mean in found if mean["group"] != "scaling"]
+
+
+def to_json(record: Record) -> str:
+    """The record as a JSON file's text, a row to a line."""
+    parts = []
+    for name, value in record.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+        parts.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def wrong(record: Record) -> list[str]:
+    """What was refused because its results were wrong."""
+    refused = [left for left in record["left_out"] if left["kind"] == WRONG]
+    return [f"{left['contender']}, {left['case']}: {left['reason']}" for left in refused]
+
+
+# ---- checks
+
+
+def _names(contenders: str) -> list[str]:
+    return [name.strip().lower() for name in contenders.split(",") if name.strip()]
+
+
+def _shape(text: str, layout: str | None) -> Shape:
+    try:
+        sizes = tuple(int(size) for size in text.lower().strip().split("x"))
+    except ValueError:
+        raise ConfigError(f"shapes: expected sizes such as 4096x512, got {text!r}") from None
+    if len(sizes) < 2 or min(sizes) < 1:
+        raise ConfigError(f"shapes: expected two positive sizes or more, got {text!r}")
+    if layout == "rows" and len(sizes) > 2:
+        raise ConfigError(f"layout: rows have two sizes, but shapes has {text!r}")
+    shape = Shape(sizes, -1 if layout == "nhwc" and len(sizes) > 2 else 1)
+    if math.prod(sizes) // sizes[shape.axis] < 2:
+        raise ConfigError(f"shapes: expected two values or more for each channel, got {text!r}")
+    return shape
+
+
+def _usable(backend: str) -> None:
+    if backend not in backends.NAMES:
+        raise ConfigError(f"backend: expected numpy, got {backend!r}")
+    reason = backends.unusable(backend)
+    if reason is not None:
+        raise ConfigError(f"backend: {backend} cannot be used here: {reason}")
+    if backend != "numpy":
+        raise ConfigError(f"backend: bench measures numpy, on the processor; it does not measure {backend}")

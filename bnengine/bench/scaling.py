@@ -1,0 +1,43 @@
+"""How cost grows: one size varies, the others stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from . import normalization, steps
+from .normalization import Shape
+from .steps import Network
+from .timing import OURS, PYTORCH, Builder
+
+FAMILIES = (OURS, PYTORCH)
+"""Who is measured."""
+
+ROWS = (64, 256, 1024, 4096, 16384)
+CHANNELS = (16, 64, 256, 1024, 4096)
+DEPTHS = (1, 2, 4, 8)
+BATCHES = (32, 128, 512, 2048)
+
+
+class Point(NamedTuple):
+    """A case of a sweep."""
+
+    varies: str
+    value: int
+    rest: str
+    """What stays."""
+    case: Any
+    builders: dict[str, Builder]
+    pause: float
+
+
+def points(dtype: str, seed: int, pause: float) -> Iterator[Point]:
+    """Rows and channels of batch normalisation, hidden layers and batch of a training step."""
+    shapes = [("rows", n, "256 channels", Shape((n, 256))) for n in ROWS]
+    shapes += [("channels", c, "1024 rows", Shape((1024, c))) for c in CHANNELS]
+    for varies, value, rest, shape in shapes:
+        yield Point(varies, value, rest, normalization.Case(shape, dtype, seed), normalization.BUILDERS, pause)
+    networks = [("hidden layers", d, "128 wide", Network((784, *[128] * d, 10), 128)) for d in DEPTHS]
+    networks += [("batch", n, "3 layers of 256", Network((784, 256, 256, 256, 10), n)) for n in BATCHES]
+    for varies, value, rest, network in networks:
+        yield Point(varies, value, rest, steps.Case(network, dtype, seed), steps.builders(network), steps.PAUSE)

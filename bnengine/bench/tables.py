@@ -1,0 +1,102 @@
+"""Records as lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .timing import OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, best
+
+PEERS = ("PyTorch operators", "jax.jit", "NumPy", "bnengine reference", WITHOUT_NUMBA)
+"""Columns after PyTorch, and their headings."""
+HEADINGS = ("operators", "jax.jit", "NumPy", "reference", "no Numba")
+
+
+def heading(record: dict[str, Any]) -> str:
+    """Where the figures come from."""
+    caches = ", ".join(f"{name} {size}" for name, size in record["caches"].items())
+    settings = "".join(f", {name}={value}" for name, value in record["environment"].items())
+    return (
+        f"{record['processor']}, {record['cores']} processors{f' ({caches})' if caches else ''}\n"
+        f"threads: bnengine {record['threads']}, others 1 and {record['cores']}{settings}; load {record['load']['start']}"
+    )
+
+
+def normalization_head(dtype: str, repeats: int) -> str:
+    """The heading over lines of shapes."""
+    columns = "".join(f"{name:>11}" for name in HEADINGS)
+    return (
+        f"\nBN + ReLU, forward and backward, {dtype}: median of {repeats}, times as fast as (p20 to p80)\n"
+        f"{'shape':<22}{'bnengine':>11}{'PyTorch':>22}{columns}{'of limit':>10}"
+    )
+
+
+def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
+    """One shape: our time, our speed over others, the part of the memory limit."""
+    ours = best(rows, OURS)
+    if ours is None:
+        return f"{name:<22}not measured"
+    speeds = ours["speed_over"]
+    others = "".join(f"{_ratio(speeds.get(peer)):>11}" for peer in PEERS)
+    return (
+        f"{name:<22}{seconds(ours['seconds']['median']):>11}{_ratio(speeds.get(PYTORCH), spread=True):>22}{others}"
+        f"{_ratio(ours.get('of_limit')):>10}"
+    )
+
+
+def step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
+    """One network: each family's fastest variant, its time, our speed over it."""
+    yield f"\n{name}: a training step, median of {repeats}"
+    yield f"{'':<44}{'time':>9}{'bnengine is times as fast (p20 to p80)':>41}{'page faults':>13}"
+    ours = best(rows, OURS)
+    for family in dict.fromkeys(row["family"] for row in rows):
+        row = best(rows, family)
+        if row is not None:
+            over = ours["speed_over"].get(family) if ours else None
+            faults = "-" if row["page_faults"] is None else f"{row['page_faults']:.1f}"
+            time = seconds(row["seconds"]["median"])
+            yield f"{row['contender']:<44}{time:>9}{_ratio(over, spread=True):>41}{faults:>13}"
+    if ours and PRODUCTS in ours["speed_over"]:
+        yield f"bnengine takes {1 / ours['speed_over'][PRODUCTS]['median']:.2f} times as long as its matrix products"
+
+
+def scaling_head(repeats: int) -> str:
+    """The heading over lines of a sweep."""
+    return f"\nHow cost grows, median of {repeats}\n{'':<32}{'bnengine':>11}{'times as fast as PyTorch':>26}"
+
+
+def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
+    """One case of a sweep: our time, our speed over PyTorch."""
+    ours = best(rows, OURS)
+    if ours is None:
+        return f"{name:<32}not measured"
+    over = ours["speed_over"].get(PYTORCH)
+    return f"{name:<32}{seconds(ours['seconds']['median']):>11}{_ratio(over, spread=True):>26}"
+
+
+def closing(record: dict[str, Any]) -> Iterator[str]:
+    """Geometric means, and what was not measured."""
+    for mean in record["summary"]:
+        if mean["over"] == PYTORCH and mean["cases"] > 1:
+            yield (
+                f"{mean['group']}: {mean['family']} is {mean['geometric_mean']:.2f} times as fast as PyTorch "
+                f"(geometric mean of {mean['cases']}, lowest {mean['lowest']:.2f})"
+            )
+    reasons = {f"{left['contender']}: {left['reason']}": left["case"] for left in record["left_out"]}
+    for reason in reasons:
+        yield f"not measured: {reason}"
+    yield f"{record['seconds']:.0f} s, load {record['load']['end']}, seed {record['seed']}"
+
+
+def seconds(value: float) -> str:
+    """A time in three digits and its unit."""
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if value * factor >= 1:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value * 1e6:.3g} µs"
+
+
+def _ratio(value: dict[str, Any] | None, *, spread: bool = False) -> str:
+    if value is None:
+        return "-"
+    return f"{value['median']:.2f}" + (f" ({value['p20']:.2f} to {value['p80']:.2f})" if spread else "")

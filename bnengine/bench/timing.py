@@ -1,0 +1,220 @@
+"""Contenders in one process: checked first, then timed in turn, then compared repeat by repeat."""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+SAMPLE = 1e-3
+"""Seconds that a sample lasts at least: shorter calls are repeated within it."""
+
+FAULT_CALLS = 20
+"""Calls over which page faults are counted."""
+
+OURS, WITHOUT_NUMBA = "bnengine", "bnengine without Numba"
+COPY, PRODUCTS = "copy", "matrix products"
+NUMPY, PYTORCH, OPERATORS, JAX = "NumPy", "PyTorch", "PyTorch operators", "jax.jit"
+"""Families that figures are quoted of."""
+
+NOT_HERE, WRONG = "not here", "wrong"
+"""Why a contender was left out."""
+
+
+def _nothing() -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to compute something. The variants of a family are alternatives; the fastest speaks for it."""
+
+    family: str
+    call: Callable[[], Any]
+    """Does the work once, with fresh results, and waits until it is done."""
+    error: Callable[[], float]
+    """The largest error of `call` against float64, as a part of the largest value."""
+    tolerance: float
+    variant: str = ""
+    prepare: Callable[[], Any] = _nothing
+    """Sets thread counts; called before each sample and not timed."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.family}, {self.variant}" if self.variant else self.family
+
+
+Builder = Callable[[Any], Iterable[Contender]]
+"""From a case to the contenders of a family; ImportError or ValueError says why there are none."""
+
+Row = dict[str, Any]
+Plain = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one case: rows of those measured, and why the others were not."""
+
+    rows: list[Row]
+    left_out: list[Plain]
+
+
+def measure(
+    case: Any, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
+) -> Outcome:
+    """Check, time and compare the contenders of a case. One that is wrong is not timed."""
+    errors, left_out = _checked(case, {family: build for family, build in builders.items() if wanted(family)})
+    calls, samples = interleaved(list(errors), repeats, pause)
+    rows = [
+        {
+            "family": contender.family,
+            "contender": contender.name,
+            "error": rounded(error),
+            "page_faults": page_faults(contender) if case.steady else None,
+            "calls": calls[contender.name],
+            "seconds": spread(samples[contender.name]),
+            "samples": samples[contender.name],
+        }
+        for contender, error in errors.items()
+    ]
+    return Outcome(compared(rows), left_out)
+
+
+def _checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[Plain]]:
+    """(contenders that may be timed, with their errors; why others may not)."""
+    errors: dict[Contender, float] = {}
+    left_out: list[Plain] = []
+    for family, build in builders.items():
+        try:
+            made = list(build(case))
+        except (ImportError, ValueError) as reason:
+            left_out.append({"contender": family, "reason": " ".join(str(reason).split()), "kind": NOT_HERE})
+            continue
+        for contender in made:
+            contender.prepare()
+            error = contender.error()
+            if error <= contender.tolerance:  # NaN is not
+                errors[contender] = error
+                continue
+            words = f"wrong by {error:.2g} of the largest value, {contender.tolerance:g} is allowed"
+            left_out.append({"contender": contender.name, "reason": words, "kind": WRONG})
+    return errors, left_out
+
+
+def interleaved(
+    contenders: list[Contender], repeats: int, pause: float
+) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """(calls in a sample, seconds for each call by repeat) of each contender.
+
+    Each repeat goes through all contenders, starting one further on. Before its sample a contender gets a
+    pause, in which the spinning threads of the one before go to sleep, and one call to wake its own.
+    """
+    calls = {contender.name: _calls(contender) for contender in contenders}
+    samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(repeats):
+            first = repeat % max(len(contenders), 1)
+            for contender in contenders[first:] + contenders[:first]:
+                time.sleep(pause)
+                contender.prepare()
+                contender.call()
+                samples[contender.name].append(_seconds(contender.call, calls[contender.name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return calls, samples
+
+
+def _seconds(call: Callable[[], Any], times: int) -> float:
+    """Seconds for each call."""
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return rounded((time.perf_counter() - began) / times)
+
+
+def _calls(contender: Contender) -> int:
+    """How many calls last SAMPLE seconds; two calls first, in which things are compiled."""
+    contender.prepare()
+    _seconds(contender.call, 2)
+    fastest = min(_seconds(contender.call, 1) for _ in range(3))
+    return math.ceil(1.5 * SAMPLE / fastest) if fastest < SAMPLE else 1
+
+
+def page_faults(contender: Contender) -> float | None:
+    """Minor page faults for each call in the steady state; None where the system does not count them."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    contender.prepare()
+    for _ in range(3):
+        contender.call()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(FAULT_CALLS):
+        contender.call()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / FAULT_CALLS
+
+
+# ---- from samples to figures
+
+
+def rounded(value: float) -> float:
+    """To five digits: more than a clock on a busy machine can tell, and a record that a person can read."""
+    return float(f"{value:.5g}")
+
+
+def spread(values: Iterable[float]) -> dict[str, float]:
+    """Median, 20th and 80th percentile."""
+    low, middle, high = np.percentile(list(values), (20, 50, 80))
+    return {"median": rounded(middle), "p20": rounded(low), "p80": rounded(high)}
+
+
+def best(rows: Iterable[Row], family: str) -> Row | None:
+    """The fastest variant of a family, by its median."""
+    return min((row for row in rows if row["family"] == family), key=lambda row: row["seconds"]["median"], default=None)
+
+
+def speed(row: Row, other: Row) -> dict[str, Any]:
+    """How many times as fast as the other: the ratio of each repeat, then its median and spread."""
+    ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=True)]
+    return {"over": other["contender"], **spread(ratios)}
+
+
+def compared(rows: list[Row]) -> list[Row]:
+    """The rows of a case, each with its speed over every family's fastest variant."""
+    families = dict.fromkeys(row["family"] for row in rows)
+    leaders = {family: leader for family in families if (leader := best(rows, family)) is not None}
+    return [
+        {**row, "speed_over": {family: speed(row, other) for family, other in leaders.items() if other is not row}}
+        for row in rows
+    ]
+
+
+def geometric_mean(values: Iterable[float]) -> float:
+    """The mean of ratios: the one that does not depend on which side is called 1."""
+    return float(np.exp(np.mean(np.log(list(values)))))
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def thread_counts() -> tuple[int, ...]:
+    """One and all: those at which a library is tried."""
+    return tuple(dict.fromkeys((1, cores())))
+
+
+def threads(count: int) -> str:
+    """The count in words."""
+    return f"{count} thread{'s' if count > 1 else ''}"
