@@ -110,6 +110,11 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     return Backend(name, xp, place, getattr(xp, dtype))
 
 
+def as_backend(given: Backend | str | None) -> Backend:
+    """A backend, one by name in float32, or NumPy's."""
+    return given if isinstance(given, Backend) else backend(given or "numpy")
+
+
 class Row(NamedTuple):
     """What `bnengine backends` says of a library."""
 

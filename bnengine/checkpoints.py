@@ -13,8 +13,7 @@ import numpy as np
 
 from . import trees
 from ._typing import Tree
-from .backends import Backend, as_numpy
-from .backends import backend as make_backend
+from .backends import Backend, as_backend, as_numpy
 from .layers import PARAMETERS, Sequential, from_spec, to_spec
 
 FORMAT = "bnengine network 1"
@@ -77,6 +76,8 @@ def save(
     (True, {'classes': ['a', 'b', 'c']}, True)
     """
     arrays = {**trees.flatten(params), **trees.flatten(state)}
+    if arrays.keys() != net.shapes().keys():
+        raise ValueError(f"params, state: expected the arrays {', '.join(net.shapes())}, got {', '.join(arrays)}")
     arrays |= {f"optimizer.{name}": leaf for name, leaf in trees.flatten(opt_state or {}).items()}
     # safetensors writes strided and Fortran-ordered arrays wrongly without a word.
     contiguous = {name: np.ascontiguousarray(as_numpy(leaf)).reshape(np.shape(leaf)) for name, leaf in arrays.items()}
@@ -84,13 +85,13 @@ def save(
     write(path, _safetensors().save(contiguous, header))
 
 
-def load(path: str | os.PathLike[str], *, backend: Backend | None = None) -> Loaded:
+def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) -> Loaded:
     """A network that `save` wrote.
 
     Parameters
     ----------
     path : path
-    backend : Backend, optional
+    backend : Backend or str, optional
         Where its arrays go; NumPy float32 by default.
 
     Returns
@@ -103,7 +104,7 @@ def load(path: str | os.PathLike[str], *, backend: Backend | None = None) -> Loa
     CheckpointError
         Where the file is not a network's, is damaged, or its arrays do not fit its layers.
     """
-    backend = backend or make_backend("numpy")
+    backend = as_backend(backend)
     header, arrays = _read(Path(path))
     try:
         net, metadata = from_spec(json.loads(header["network"])), json.loads(header["metadata"])
@@ -112,7 +113,8 @@ def load(path: str | os.PathLike[str], *, backend: Backend | None = None) -> Loa
     optimizer = {name: array for name, array in arrays.items() if name.startswith("optimizer.")}
     own = {name: array for name, array in arrays.items() if name not in optimizer}
     _fits(path, net, own)
-    leaves = {name: _leaf(array, backend) for name, array in own.items()}
+    # In the order of the layers, not of the file: sums over leaves round differently in another order.
+    leaves = {name: _leaf(own[name], backend) for name in net.shapes()}
     params = {name: leaf for name, leaf in leaves.items() if name.rpartition(".")[2] in PARAMETERS}
     state = {name: leaf for name, leaf in leaves.items() if name not in params}
     opt_state = {name.removeprefix("optimizer."): _leaf(array, backend) for name, array in optimizer.items()}
@@ -121,13 +123,22 @@ def load(path: str | os.PathLike[str], *, backend: Backend | None = None) -> Loa
 
 def write(path: str | os.PathLike[str], content: bytes | str) -> None:
     """Replace a file by new content that is complete on the disk first."""
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its directory {path.parent} does not exist")
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    raw = content.encode() if isinstance(content, str) else content
+    target = Path(path).resolve()  # a link stays, what it points to is replaced
+    try:
+        if target.exists() and not target.is_file():  # a device or a pipe is written to; a directory refuses
+            target.write_bytes(raw)
+        else:
+            _replace(target, raw)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes a file that only its owner can read

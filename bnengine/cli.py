@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -25,14 +26,26 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("interrupted", 130)
     except BrokenPipeError:
-        sys.stderr.close()  # what we print for has gone
-        return 0
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+        return 141  # as a program that the signal ends: not everything was done
     except Exception as error:
         if options.debug:
             raise
-        wrong = isinstance(error, ValueError | TypeError | ImportError | FileExistsError)
-        return _failed(" ".join(str(error).split()) or type(error).__name__, 2 if wrong else 1)
+        return _failed(_reason(error), 2 if isinstance(error, WRONG_REQUEST) else 1)
     return status
+
+
+WRONG_REQUEST = (
+    *(ValueError, TypeError, ImportError),
+    *(FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+)
+"""Errors of the person who asked; others are errors of the run."""
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _failed(reason: str, status: int) -> int:
@@ -122,7 +135,7 @@ def _train(options: argparse.Namespace) -> int:
     from . import runs
 
     given = vars(options)
-    config = resolve({name: value for name, value in given.items() if name in FIELDS}, given.get("config"))
+    config = resolve({name: value for name, value in given.items() if name in FIELDS}, _config_file(given))
     directory, summary = runs.train(
         config,
         on_start=lambda text: print(text, flush=True),
@@ -138,6 +151,12 @@ def _train(options: argparse.Namespace) -> int:
     print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
+
+
+def _config_file(given: dict[str, Any]) -> str | None:
+    """The file asked for, or for --resume alone the configuration of the run that is to go on."""
+    own = Path(given["out"], "config.toml") if given.get("resume") and given.get("out") else None
+    return given.get("config") or (str(own) if own is not None and own.is_file() else None)
 
 
 def _bar(batches: Iterable[Any]) -> Iterable[Any]:

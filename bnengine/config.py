@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import operator
 import os
 import tomllib
 from dataclasses import dataclass
@@ -29,7 +30,10 @@ class Config:
     data: str = _option(
         "digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files"
     )
-    label: str | None = _option(None, "column of a CSV file to predict, by name or position; the last where not given")
+    label: str | None = _option(
+        None,
+        "column of a CSV file to predict, by name or position (0 is the first, -1 the last); the last where not given",
+    )
     task: str = _option(
         "auto",
         "kind of label; auto: text and few different whole numbers are classes",
@@ -82,6 +86,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value!r}")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed: expected less than 2**32, got {self.seed}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -161,9 +167,9 @@ def _converted(name: str, value: Any) -> Any:
 
 
 def _sizes(name: str, value: Any) -> tuple[int, ...]:
-    parts = value.split(",") if isinstance(value, str) else value
+    parts = value.split(",") if isinstance(value, str) else [value] if type(value) is int else value
     try:
-        sizes = tuple(int(part) for part in parts)
+        sizes = tuple(map(int if isinstance(value, str) else operator.index, parts))
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected sizes such as 256,128, got {value!r}") from None
     return () if sizes == (0,) else sizes

@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -120,7 +120,10 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
 
 def hold_out(x: HostArray, y: HostArray, part: float, *, seed: int, stratify: bool) -> tuple[HostArray, ...]:
     """(x, held x, y, held y): a part of the rows held out, stratified by class where asked and possible."""
-    from sklearn.model_selection import train_test_split
+    try:
+        from sklearn.model_selection import train_test_split
+    except ImportError as error:
+        raise ImportError("data: holding out rows needs scikit-learn; install the extra train") from error
 
     groups = y if stratify and np.unique(y, return_counts=True)[1].min() >= 2 else None
     held = max(math.ceil(part * len(y)), 1 if groups is None else len(np.unique(y)))
@@ -142,7 +145,7 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     >>> [len(batch) for batch in batches(9, 4, np.random.default_rng(0))]
     [4, 5]
     """
-    if rows < 2 or size < 2:
+    if type(size) is not int or rows < 2 or size < 2:
         raise ValueError(f"batch_size: expected at least 2 rows in batches of at least 2, got {rows} rows, size {size}")
     order = rng.permutation(rows)
     starts = list(range(0, rows, size))
@@ -181,15 +184,20 @@ def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """The header, and the other rows with their line numbers."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(file, strict=True)
             header = [name.strip() for name in next(reader, [])]
             rows = [(reader.line_num, row) for row in reader if row]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    if not header or len(set(header)) < len(header):
+    if not header:
+        raise DataError(f"{path}: expected a header in the first line, got an empty file")
+    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
+        raise DataError(f"{path}: expected columns separated by commas, but {separator!r} separates them")
+    if len(set(header)) < len(header):
         raise DataError(f"{path}: expected a header with a different name for each column, got {header}")
-    if all(_is_number(name) for name in header):
-        raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(header[:5])}")
+    numbers = [name for name in header if _is_number(name)]
+    if len(numbers) == len(header) or any("." in name or "-" in name for name in numbers):
+        raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
     if not rows:
         raise DataError(f"{path}: expected rows below the header, got none")
     for line, row in rows:
@@ -239,12 +247,13 @@ def read_npz(path: Path) -> dict[str, HostArray]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except Exception as error:
-        raise DataError(f"{path}: cannot be read as npz: {error}") from error
+        reason = "it is no npz file, or holds Python objects" if "pickle" in str(error) else error
+        raise DataError(f"{path}: cannot be read as npz: {reason}") from error
 
 
 def numbers(path: Path, name: str, x: HostArray) -> HostArray:
     """x as rows of finite numbers: more axes are flattened, integers become float32."""
-    if x.ndim < 2:
+    if x.ndim < 2 or not x.size:
         raise DataError(f"{path}: expected {name} of shape (rows, features), got {x.shape}")
     if x.dtype.kind not in "biuf":
         raise DataError(f"{path}: expected numbers in {name}, got dtype {x.dtype}")
@@ -353,8 +362,7 @@ def _split(name: str, x: HostArray, y: HostArray, task: str, test: float, seed: 
 def class_numbers(y: HostArray, classes: Sequence[str], where: str) -> HostArray:
     """Labels as numbers of these classes; a label that is none of them is refused."""
     found = _as_numbers(y)
-    whole = found is not None and bool(np.all(found == np.round(found)))
-    names = [str(int(value)) for value in found] if found is not None and whole else [str(value) for value in y]
+    names = [str(int(value)) for value in found] if _whole(found) else [str(value) for value in y]
     numbers = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(names):
         if name not in numbers:
@@ -373,18 +381,22 @@ def values(y: HostArray, where: str) -> HostArray:
 def _as_task(y: HostArray, task: str) -> tuple[str, tuple[str, ...], HostArray]:
     """(task, names of the classes, y as class numbers or values)."""
     found = _as_numbers(y)
-    whole = found is not None and bool(np.all(found == np.round(found)))
     if task == "auto":
-        few = found is None or (whole and len(np.unique(found)) <= 50)
+        few = found is None or (_whole(found) and len(np.unique(found)) <= 50)
         task = "classification" if few else "regression"
     if task == "regression":
         return task, (), values(y, "task")
-    if found is not None and whole:
+    if _whole(found):
         y = found.astype(np.int64)  # classes in the order of their numbers, not of their text
     classes, index = np.unique(y, return_inverse=True)
     if len(classes) < 2:
         raise DataError(f"data: expected at least 2 classes, got only {str(classes[0])!r}")
     return task, tuple(map(str, classes)), index
+
+
+def _whole(found: HostArray | None) -> TypeGuard[HostArray]:
+    """Whether these are whole numbers that float64 holds exactly."""
+    return found is not None and bool(np.all(found == np.round(found)) and np.all(np.abs(found) <= 2**53))
 
 
 def _as_numbers(y: HostArray) -> HostArray | None:

@@ -22,7 +22,7 @@ import numpy as np
 
 from . import functional as F
 from ._typing import Array, Tree
-from .backends import Backend
+from .backends import Backend, as_backend
 from .functional import checks
 
 PARAMETERS = ("weight", "bias", "gamma", "beta")
@@ -211,10 +211,10 @@ class Sequential:
                     "BatchNorm, whose mean subtraction cancels it; use Linear(..., bias=False), beta shifts instead"
                 )
 
-    def init(self, seed: int, *, backend: Backend) -> tuple[Tree, Tree]:
+    def init(self, seed: int, *, backend: Backend | str) -> tuple[Tree, Tree]:
         """Parameters and state. The same seed gives the same numbers on every backend, rounded to its dtype."""
-        rng = np.random.default_rng(seed)
-        pairs = {str(i): layer.init(rng, backend) for i, layer in enumerate(self.layers)}
+        rng, place = np.random.default_rng(seed), as_backend(backend)
+        pairs = {str(i): layer.init(rng, place) for i, layer in enumerate(self.layers)}
         params = {key: layer_params for key, (layer_params, _) in pairs.items() if layer_params}
         return params, {key: layer_state for key, (_, layer_state) in pairs.items() if layer_state}
 

@@ -5,6 +5,7 @@ The updates equal PyTorch's step for step, with its defaults.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +45,9 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if not callable(self.learning_rate):
-            _at_least("learning_rate", self.learning_rate, 0)
+            _rate(self.learning_rate)
+        if isinstance(self.decayed, str):
+            raise TypeError(f"decayed: expected None or a tuple of names such as ('weight',), got {self.decayed!r}")
         _at_least("weight_decay", self.weight_decay, 0)
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected None or a positive number, got {self.clip!r}")
@@ -226,7 +229,8 @@ def step_decay(rate: float, *, at: Sequence[int], factor: float = 0.1) -> Schedu
     >>> schedule(99), schedule(100), schedule(250)
     (1.0, 0.5, 0.25)
     """
-    return lambda step: rate * factor ** sum((step >= update) * 1 for update in at)
+    _rate(rate)
+    return functools.partial(_step_decay, rate, tuple(at), factor)
 
 
 def cosine(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
@@ -239,14 +243,9 @@ def cosine(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
     >>> schedule(0), round(schedule(50), 6), schedule(200)
     (1.0, 0.5, 0.0)
     """
+    _rate(rate)
     _at_least("steps", steps, 1)
-
-    def schedule(step: Any) -> Any:
-        xp = _namespace(step)
-        part = xp.where(xp.asarray(step) < steps, xp.asarray(step / steps), xp.asarray(1.0))
-        return _plain(final + (rate - final) * 0.5 * (1 + xp.cos(np.pi * part)), step)
-
-    return schedule
+    return functools.partial(_cosine, rate, steps, final)
 
 
 def warm_up(schedule: float | Schedule, *, steps: int) -> Schedule:
@@ -259,14 +258,29 @@ def warm_up(schedule: float | Schedule, *, steps: int) -> Schedule:
     >>> [schedule(step) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
+    if not callable(schedule):
+        _rate(schedule)
     _at_least("steps", steps, 1)
+    return functools.partial(_warm_up, schedule, steps)
 
-    def warmed(step: Any) -> Any:
-        xp = _namespace(step)
-        part = xp.where(xp.asarray(step) < steps, xp.asarray((step + 1) / steps), xp.asarray(1.0))
-        return _plain(part * (schedule(step) if callable(schedule) else schedule), step)
 
-    return warmed
+# Functions of the module, not closures: a schedule can be pickled.
+
+
+def _step_decay(rate: float, at: tuple[int, ...], factor: float, step: Any) -> Any:
+    return rate * factor ** sum((step >= update) * 1 for update in at)
+
+
+def _cosine(rate: float, steps: int, final: float, step: Any) -> Any:
+    xp = _namespace(step)
+    part = xp.where(xp.asarray(step) < steps, xp.asarray(step / steps), xp.asarray(1.0))
+    return _plain(final + (rate - final) * 0.5 * (1 + xp.cos(np.pi * part)), step)
+
+
+def _warm_up(schedule: float | Schedule, steps: int, step: Any) -> Any:
+    xp = _namespace(step)
+    part = xp.where(xp.asarray(step) < steps, xp.asarray((step + 1) / steps), xp.asarray(1.0))
+    return _plain(part * (schedule(step) if callable(schedule) else schedule), step)
 
 
 # ---- clipping
@@ -309,6 +323,12 @@ def _namespace(step: Any) -> Any:
 
 def _plain(rate: Any, step: Any) -> Any:
     return rate if is_array_api_obj(step) else float(rate)
+
+
+def _rate(value: Any) -> None:
+    _at_least("learning_rate", value, 0)
+    if value == math.inf:
+        raise ValueError("learning_rate: expected a finite number, got inf")
 
 
 def _at_least(name: str, value: Any, least: float) -> None:

@@ -13,7 +13,7 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
     """Loss and accuracy (or r2) over the epochs, as a PNG file's bytes."""
     try:
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+        from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
     except ImportError as error:
         raise ImportError("curves.png needs matplotlib; install the extra train") from error
 
@@ -27,7 +27,7 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
             if None not in values:
                 axes.plot(epochs, values, color=colour, label=part, marker="o" if len(epochs) < 3 else None)
         axes.set(title=title, xlabel="epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True) if len(epochs) > 2 else FixedLocator(epochs))
         axes.grid(color="#e5e7eb")
         axes.spines[["top", "right"]].set_visible(False)
     test = summary[f"test_{score}"]
@@ -38,9 +38,10 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
     left.yaxis.set_major_formatter("{x:g}")
     left.yaxis.set_minor_locator(NullLocator())
     for axes in (left, right):
-        axes.legend(frameon=False)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False)
     figure.suptitle(
-        f"{summary['data']}: {summary['epochs']} epochs, {summary['parameters']:,} parameters, "
+        f"{summary['data']}: {summary['epochs']} epoch{'s' if summary['epochs'] > 1 else ''}, {summary['parameters']:,} parameters, "
         f"{summary['backend']} {summary['dtype']}",
         fontsize=10,
         color=GREY,

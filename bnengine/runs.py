@@ -118,6 +118,8 @@ class Problem:
             stratify = dataset.task == "classification"
             x, held_x, y, held_y = data.hold_out(x, y, config.validation, seed=config.seed, stratify=stratify)
             validation = held_x, held_y
+        if config.dtype == "float32":
+            _held_by_float32(x, dataset)
         net = _network(config, dataset)
         optimizer = _optimizer(config, steps=len(data.batches(len(x), config.batch_size, np.random.default_rng(0))))
         return cls(config, dataset, (x, y), validation, net, optimizer, backend, target)
@@ -198,6 +200,18 @@ def predict_run(
 
 
 # ---- parts
+
+
+def _held_by_float32(x: HostArray, dataset: Dataset) -> None:
+    """Refuse features of which float32 would keep nothing: far from zero for their spread, or too large to square."""
+    spread, largest = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0).astype(np.float64)
+    lost = (spread > 0) & (largest * 2.0**-25 > 0.1 * spread)  # a quarter of a unit in the last place
+    for column in np.flatnonzero(lost | (largest > 1e18))[:1]:
+        name = dataset.columns[column] if dataset.columns else column
+        raise DataError(
+            f"dtype: feature {name} has values up to {largest[column]:.3g} with standard deviation "
+            f"{spread[column]:.3g}, which float32 cannot hold; use --dtype float64, or rescale or shift it"
+        )
 
 
 def _network(config: Config, dataset: Dataset) -> Sequential:

@@ -14,8 +14,7 @@ from array_api_compat import array_namespace, is_dask_array
 
 from . import data, trees
 from ._typing import Array, Tree
-from .backends import Backend, as_numpy
-from .backends import backend as make_backend
+from .backends import Backend, as_backend, as_numpy
 from .functional import LOSSES
 from .layers import BatchNorm, Sequential
 from .optimizers import Optimizer
@@ -186,13 +185,16 @@ def fit(
     >>> fitted.history[-1]["train_accuracy"] > 0.95
     True
     """
-    backend = _backend(backend)
+    backend = as_backend(backend)
     x, targets = checked_rows("train", train, net, loss)
     held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss), backend)
     if len(x) < 2:
         raise ValueError(f"train: expected at least 2 rows, got {len(x)}")
-    if epochs < 1:
-        raise ValueError(f"epochs: expected at least 1, got {epochs}")
+    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
+        if type(value) is not int or value < least:
+            raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
+    if early_stopping is not None and early_stopping < 1:
+        raise ValueError(f"early_stopping: expected at least 1 epoch, got {early_stopping!r}")
     if early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
     now = _begin(net, optimizer, start, x, seed, backend)
@@ -283,7 +285,7 @@ def evaluate(
     >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
     1.0
     """
-    backend = _backend(backend)
+    backend = as_backend(backend)
     on_device = _on_device(checked_rows("rows", rows, net, loss), backend)
     return _measure(net, Fitted(params, state, {}), on_device, loss, backend)
 
@@ -292,7 +294,7 @@ def predict(
     net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
 ) -> np.ndarray[Any, Any]:
     """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
-    backend = _backend(backend)
+    backend = as_backend(backend)
     x = _checked_inputs("x", x, net)
     return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
 
@@ -310,7 +312,7 @@ def precise_statistics(
     dict
         The state for inference; `state` is left as it is.
     """
-    backend = _backend(backend)
+    backend = as_backend(backend)
     averaging = Sequential(
         tuple(
             dataclasses.replace(layer, momentum=None) if isinstance(layer, BatchNorm) else layer for layer in net.layers
@@ -355,6 +357,8 @@ def checked_rows(name: str, rows: Any, net: Sequential, loss: str) -> Rows:
     if not isinstance(rows, tuple | list) or len(rows) != 2:
         raise TypeError(f"{name}: expected a pair (x, targets), got {type(rows).__name__}")
     x, targets = _checked_inputs(name, rows[0], net), np.asarray(rows[1])
+    if not len(x):
+        raise ValueError(f"{name}: expected at least 1 row, got none")
     _loss(loss)
     if targets.shape[:1] != x.shape[:1]:
         raise ValueError(f"{name}: expected as many targets as rows, got {targets.shape} for {x.shape}")
@@ -398,10 +402,6 @@ def _step(
 ) -> tuple[Tree, Tree, Tree, Array]:
     """`train_step` with what is static in front, for `jax.jit`."""
     return train_step(net, optimizer, params, state, opt_state, x, targets, loss)
-
-
-def _backend(backend: Backend | str | None) -> Backend:
-    return backend if isinstance(backend, Backend) else make_backend(backend or "numpy")
 
 
 def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from . import backends, kernels
 
@@ -38,7 +39,8 @@ def warmup(dtypes: Sequence[str]) -> Iterator[str]:
 
 
 def _numba_cache() -> str:
-    from .kernels import cpu_planes
+    from .kernels.cpu import planes
 
-    folder = cpu_planes.normalize.stats.cache_path  # type: ignore[attr-defined]  # a compiled function
+    compiled: Any = planes.normalize
+    folder = compiled.stats.cache_path
     return f"kept in {folder}" if folder else "not kept: no folder can be written to; set NUMBA_CACHE_DIR to one"

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,32 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(monkeypatch):
         checkpoints.write("file", "new")
     assert Path("file").read_text() == "old"
     assert os.listdir() == ["file"]
+
+
+def test_links_stay_and_pipes_are_written_to():
+    Path("target").write_text("old")
+    Path("link").symlink_to("target")
+    checkpoints.write("link", "new")
+    assert Path("link").is_symlink()
+    assert Path("target").read_text() == "new"
+    os.mkfifo("pipe")
+    reader = threading.Thread(target=lambda: received.append(Path("pipe").read_text()))
+    received: list[str] = []
+    reader.start()
+    checkpoints.write("pipe", "through")
+    reader.join()
+    assert received == ["through"]
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    with pytest.raises(OSError, match="nowhere/file"):
+        checkpoints.write("nowhere/file", "x")
+
+
+def test_saving_something_else_is_refused():
+    params, _, _ = trained()
+    with pytest.raises(
+        ValueError, match=r"params, state: expected the arrays 0.mean, 0.var, 1.weight, .*, got 1.weight"
+    ):
+        bn.save("net.safetensors", NET, params, {})
 
 
 def test_files_are_as_readable_as_others():

@@ -34,6 +34,7 @@ def test_every_option_can_stand_in_a_file():
 
 
 def test_sizes_in_all_their_forms():
+    assert resolve({"hidden": 8}).hidden == (8,)
     for value in ("64,32", [64, 32], (64, 32)):
         assert resolve({"hidden": value}).hidden == (64, 32)
     assert resolve({"hidden": "0"}).hidden == resolve({"hidden": []}).hidden == ()

@@ -221,6 +221,12 @@ def test_parameters_that_are_none(library, rng):
     assert gradients.beta is None
 
 
+def test_no_channels_give_no_channels():
+    y, residuals = bn.batch_norm(GOOD[:, :0])
+    assert y.shape == bn.batch_norm_backward(y, residuals).x.shape == (4, 0)
+    assert residuals.count == 4
+
+
 # ---- given statistics
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -124,6 +125,12 @@ def test_schedules():
     assert warm(7) == cosine(7)
 
 
+def test_schedules_can_be_pickled():
+    schedule = optimizers.warm_up(optimizers.cosine(1.0, steps=9), steps=3)
+    copy = pickle.loads(pickle.dumps(optimizers.adam(schedule)))
+    assert [copy.rate(step) for step in range(9)] == [schedule(step) for step in range(9)]
+
+
 def test_schedules_are_followed(rng):
     params, grads = tree_of(rng), trees.map_leaves(np.ones_like, tree_of(rng))
     optimizer = optimizers.sgd(optimizers.step_decay(1.0, at=(2,), factor=0.25))
@@ -155,6 +162,8 @@ def test_schedules_under_jit(rng):
 REFUSED = [
     (lambda: optimizers.sgd(-1), "learning_rate: expected a number of at least 0, got -1"),
     (lambda: optimizers.sgd("fast"), "learning_rate: expected a number of at least 0, got 'fast'"),
+    (lambda: optimizers.adam(float("inf")), "learning_rate: expected a finite number, got inf"),
+    (lambda: optimizers.cosine(-1.0, steps=3), "learning_rate: expected a number of at least 0, got -1.0"),
     (lambda: optimizers.adam(beta1=1.0), r"beta1: expected a number in \[0, 1\), got 1.0"),
     (lambda: optimizers.momentum(momentum=-0.1), r"momentum: expected a number in \[0, 1\), got -0.1"),
     (lambda: optimizers.rmsprop(eps=-1), "eps: expected a number of at least 0, got -1"),

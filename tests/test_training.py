@@ -263,10 +263,13 @@ REFUSED = [
     ({"train": (ROWS[0].astype(str), ROWS[1])}, "train: expected numbers, got dtype"),
     ({"train": ROWS, "validation": (ROWS[0][:, :1], ROWS[1])}, r"validation: expected x of shape \(N, 3\)"),
     ({"train": ROWS[0]}, r"train: expected a pair \(x, targets\), got ndarray"),
-    ({"train": ROWS, "epochs": 0}, "epochs: expected at least 1, got 0"),
+    ({"train": ROWS, "epochs": 0}, "epochs: expected an int of at least 1, got 0"),
     ({"train": ROWS, "loss": "hinge"}, "loss: expected cross_entropy, binary_cross_entropy, mse, got 'hinge'"),
+    ({"train": ROWS, "batch_size": 8.0}, "batch_size: expected an int of at least 2, got 8.0"),
+    ({"train": ROWS, "validation": ROWS, "early_stopping": 0}, "early_stopping: expected at least 1 epoch, got 0"),
+    ({"train": ROWS, "validation": (ROWS[0][:0], ROWS[1][:0])}, "validation: expected at least 1 row, got none"),
     ({"train": ROWS, "early_stopping": 2}, "early_stopping: expected validation rows"),
-    ({"train": ROWS, "batch_size": 1}, "batch_size: expected at least 2 rows in batches of at least 2"),
+    ({"train": ROWS, "batch_size": 1}, "batch_size: expected an int of at least 2, got 1"),
 ]
 
 

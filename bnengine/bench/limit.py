@@ -59,8 +59,8 @@ def _in_blocks(copy: Any, to: Array, source: Array) -> None:
 
 def _streaming() -> Any:
     """copy(to, source) with stores that leave the caches alone."""
-    from ..kernels.compiling import compiled
-    from ..kernels.vectors import fence, lanes, load, stream
+    from ..kernels.cpu.compiling import compiled
+    from ..kernels.cpu.vectors import fence, lanes, load, stream
 
     @compiled
     def copy(to: Array, source: Array) -> None:

@@ -48,11 +48,11 @@ def statistics_dtype(x: Array) -> Array:
 
 def moments(x: Array, axis: int) -> Moments:
     xp = array_namespace(x)
-    dtype, n = statistics_dtype(x), math.prod(x.shape) // x.shape[axis]
+    dtype, n = statistics_dtype(x), _count(x, axis)
     x = xp.astype(x, dtype)
     # Two passes about a rounded mean, never E[x^2] - E[x]^2. Subtracting one value of the channel
     # first makes the mean of a constant channel exact whatever order the library adds in.
-    first = xp.reshape(x[tuple(slice(None) if i == axis else 0 for i in range(x.ndim))], (-1,))
+    first = xp.reshape(x[tuple(slice(None) if i == axis else 0 for i in range(x.ndim))], (x.shape[axis],))
     mean = first + xp.astype(_sum((x - _along(first, x, axis)) / n, axis), dtype)
     centered = x - _along(mean, x, axis)
     remainder = xp.astype(_sum(centered / n, axis), dtype)
@@ -118,8 +118,7 @@ def backward(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, tuple[Array, Array]]:
     sums = gradient_sums(dy, x, moments, gamma, beta, axis, eps, relu)
-    count = math.prod(x.shape) // x.shape[axis]
-    return input_gradient(dy, x, moments, sums, count, gamma, beta, axis, eps, relu), sums
+    return input_gradient(dy, x, moments, sums, _count(x, axis), gamma, beta, axis, eps, relu), sums
 
 
 def given_gradient(
@@ -178,7 +177,12 @@ def _scale(moments: Moments, gamma: Array | None, eps: float) -> Array:
 
 def _along(v: Array, x: Array, axis: int) -> Array:
     """v of shape (C,), shaped to broadcast against x."""
-    return array_namespace(v).reshape(v, tuple(-1 if i == axis else 1 for i in range(x.ndim)))
+    return array_namespace(v).reshape(v, tuple(n if i == axis else 1 for i, n in enumerate(x.shape)))
+
+
+def _count(x: Array, axis: int) -> int:
+    """Values for each channel."""
+    return math.prod(n for i, n in enumerate(x.shape) if i != axis)
 
 
 def _sum(x: Array, axis: int) -> Array:
@@ -187,7 +191,7 @@ def _sum(x: Array, axis: int) -> Array:
     wide = _float64(x)
     if wide is not None:
         return xp.sum(x, axis=tuple(i for i in range(x.ndim) if i != axis), dtype=wide)
-    rows = xp.reshape(xp.moveaxis(x, axis, -1), (-1, x.shape[axis]))
+    rows = xp.reshape(xp.moveaxis(x, axis, -1), (_count(x, axis), x.shape[axis]))
     while rows.shape[0] > BLOCK:  # a float32 sum of a million rows in order would lose 2e-4
         whole = rows.shape[0] // BLOCK * BLOCK
         blocks = xp.sum(xp.reshape(rows[:whole, :], (-1, BLOCK, x.shape[axis])), axis=1)
