@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE = 1e-3
-"""Seconds that a sample lasts at least: shorter calls are repeated within it."""
+SAMPLE = 5e-3
+"""Seconds that a sample lasts at least: shorter calls are repeated within it, so that a slice of time that the
+system gives to somebody else does not make most of a sample."""
 
 LONG = 0.03
 """Seconds of a call that needs none before it to wake its threads."""
@@ -120,7 +121,7 @@ def interleaved(
     pause, in which the spinning threads of the one before go to sleep, and a short one a call to wake its own.
     """
     once = {contender.name: _once(contender) for contender in contenders}
-    calls = {name: math.ceil(1.5 * SAMPLE / took) if took < SAMPLE else 1 for name, took in once.items()}
+    calls = {name: math.ceil(SAMPLE / took) if took < SAMPLE else 1 for name, took in once.items()}
     samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     collecting = gc.isenabled()
     gc.disable()
