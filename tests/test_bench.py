@@ -29,6 +29,14 @@ def run(capsys, *arguments):
     return status, out, "".join(line for line in err.splitlines(keepends=True) if "busy" not in line)
 
 
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+    """Samples and pauses that are too short to measure anything."""
+    monkeypatch.setattr(timing, "SAMPLE", 1e-4)
+    monkeypatch.setattr(bench, "PAUSE", 0.0)
+    monkeypatch.setattr(steps, "PAUSE", 0.0)
+
+
 @pytest.fixture
 def record(capsys):
     status, _, _ = run(capsys, *TINY, "--out", "record.json")
@@ -106,7 +114,7 @@ def test_drawn_shapes_repeat_with_the_seed():
 
 @pytest.mark.parametrize("family", list(normalization.BUILDERS))
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("shape", [Shape((30, 7)), Shape((4, 5, 3, 3)), Shape((4, 3, 3, 5), -1)])
+@pytest.mark.parametrize("shape", [Shape((30, 7)), Shape((4, 3, 3, 5), -1)])
 def test_every_contender_is_right(family, dtype, shape):
     try:
         contenders = list(normalization.BUILDERS[family](Case(shape, dtype)))
@@ -194,13 +202,14 @@ SMALL = (
     steps.Network((12, 9, 8, 5), 16),
     steps.Network((12, 9, 5), 10, "sigmoid", "sgd"),
     steps.Network((12, 9, 5), 10, "relu", "adam", norm=False),
-    steps.Network((12, 9, 5), 10, "sigmoid", "sgd", norm=False),
 )
 QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
 
 
-@pytest.mark.parametrize("network", SMALL, ids=lambda network: network.name)
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    ("network", "dtype"),
+    [*((network, "float32") for network in SMALL), (SMALL[0], "float64")],
+)
 def test_every_step_follows_the_float64_network(network, dtype):
     case = steps.Case(network, dtype)
     families = steps.builders(network)

@@ -13,8 +13,12 @@ from typing import Any
 
 import numpy as np
 
-SAMPLE = 1e-3
-"""Seconds that a sample lasts at least: shorter calls are repeated within it."""
+SAMPLE = 5e-3
+"""Seconds that a sample lasts at least: shorter calls are repeated within it, so that a slice of time that the
+system gives to somebody else does not make most of a sample."""
+
+LONG = 0.03
+"""Seconds of a call that needs none before it to wake its threads."""
 
 FAULT_CALLS = 20
 """Calls over which page faults are counted."""
@@ -114,9 +118,10 @@ def interleaved(
     """(calls in a sample, seconds for each call by repeat) of each contender.
 
     Each repeat goes through all contenders, starting one further on. Before its sample a contender gets a
-    pause, in which the spinning threads of the one before go to sleep, and one call to wake its own.
+    pause, in which the spinning threads of the one before go to sleep, and a short one a call to wake its own.
     """
-    calls = {contender.name: _calls(contender) for contender in contenders}
+    once = {contender.name: _once(contender) for contender in contenders}
+    calls = {name: math.ceil(SAMPLE / took) if took < SAMPLE else 1 for name, took in once.items()}
     samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     collecting = gc.isenabled()
     gc.disable()
@@ -126,7 +131,8 @@ def interleaved(
             for contender in contenders[first:] + contenders[:first]:
                 time.sleep(pause)
                 contender.prepare()
-                contender.call()
+                if once[contender.name] < LONG:
+                    contender.call()
                 samples[contender.name].append(_seconds(contender.call, calls[contender.name]))
     finally:
         if collecting:
@@ -142,12 +148,11 @@ def _seconds(call: Callable[[], Any], times: int) -> float:
     return rounded((time.perf_counter() - began) / times)
 
 
-def _calls(contender: Contender) -> int:
-    """How many calls last SAMPLE seconds; two calls first, in which things are compiled."""
+def _once(contender: Contender) -> float:
+    """About how long a call lasts, in seconds; two calls first, in which things are compiled."""
     contender.prepare()
     _seconds(contender.call, 2)
-    fastest = min(_seconds(contender.call, 1) for _ in range(3))
-    return math.ceil(1.5 * SAMPLE / fastest) if fastest < SAMPLE else 1
+    return min(_seconds(contender.call, 1) for _ in range(3))
 
 
 def page_faults(contender: Contender) -> float | None:
