@@ -112,8 +112,15 @@ def test_drawn_shapes_repeat_with_the_seed():
 # ---- contenders
 
 
-@pytest.mark.parametrize("family", list(normalization.BUILDERS))
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+PAIRS = [
+    (family, dtype)
+    for family in normalization.BUILDERS
+    for dtype in ("float32", "float64")
+    if not (family.startswith("jax") and dtype == "float64")  # JAX as it starts has no float64
+]
+
+
+@pytest.mark.parametrize(("family", "dtype"), PAIRS)
 @pytest.mark.parametrize("shape", [Shape((30, 7)), Shape((4, 3, 3, 5), -1)])
 def test_every_contender_is_right(family, dtype, shape):
     try:
