@@ -16,7 +16,7 @@ from queue import SimpleQueue
 Task = Callable[[int], None]
 
 SERIAL = 1 << 20  # values below which handing work over costs more than it gains
-SPLIT = 1 << 17  # values of a block at least
+SPLIT = 1 << 18  # values of a block at least
 MOST = 64  # blocks
 
 

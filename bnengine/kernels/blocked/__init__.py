@@ -1,9 +1,8 @@
 """Kernels of NumPy alone, for NumPy arrays where no compiler is installed.
 
 The equations are the specification's; what is gained is that each pass goes block by block, in place in
-memory that stays in cache, where the specification writes every intermediate result to main memory, and that
-threads share the blocks. `blocks` says which values go together, `passes` goes through them, `network` holds
-the rest of a training step.
+memory that stays in cache, where the specification writes every intermediate result to main memory.
+`blocks` says which values go together, `passes` goes through them, `network` holds the rest of a training step.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which values are gone through together: parts of an array, which threads take, and blocks that stay in cache."""
+"""Which values are gone through together: parts of an array with one pattern, and blocks of them that stay in cache."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._typing import Array
-from .. import views, workers
+from .. import views
 from ..views import View
 
-PIECE = 1 << 18  # values of a part at least: divided by the shape alone, bits do not depend on threads
 BLOCK = 1 << 16  # values: with their intermediate results they fit in the second-level cache
 ROWS = 256  # of a block at most
 TOGETHER = 32  # rows summed in the dtype of x: after an outlier of 1e6 more of them would cost digits
@@ -72,20 +71,16 @@ def _plan(
     samples, channels, length = view.seen
     size = samples * channels * length
     if length >= SHORT:
-        return view, _split(0, size, view.seen, channels, 1)
+        return view, [Part(0, size, view.seen, channels, 1)]
     pattern = channels * length
     together = max(1, min(WIDE // pattern, samples // ROWS))
     rows = samples // together
     whole = rows * together * pattern
-    parts = _split(0, whole, (rows, together * pattern, 1), channels, length)
-    return view, parts + _split(whole, size, (samples - rows * together, pattern, 1), channels, length)
-
-
-def _split(start: int, stop: int, shape: tuple[int, int, int], channels: int, length: int) -> list[Part]:
-    """Parts of whole samples, none where there is nothing."""
-    n, each = shape[0], shape[1] * shape[2]
-    pieces = workers.ranges(n, max(1, min(n, workers.MOST, (stop - start) // PIECE)))
-    return [Part(start + a * each, start + b * each, (b - a, *shape[1:]), channels, length) for a, b in pieces if b > a]
+    parts = [
+        Part(0, whole, (rows, together * pattern, 1), channels, length),
+        Part(whole, size, (samples - rows * together, pattern, 1), channels, length),
+    ]
+    return view, [part for part in parts if part.stop > part.start]
 
 
 def of(x: Array, axis: int) -> tuple[View, list[Part]]:

@@ -1,39 +1,21 @@
-"""Passes over flat arrays, part by part on all threads, block by block in cache."""
+"""Passes over flat arrays, block by block in cache, on one thread: handing the interpreter over takes what a second gains."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
 
 from ..._typing import Array
-from .. import memory, workers
+from .. import memory
 from ..reference import Moments
 from ..views import FLOAT64, Affine
 from .blocks import Block, Part, Scratch, each
 
-Result = TypeVar("Result")
-
-
-def _over(parts: list[Part], function: Callable[[Part], Result]) -> list[Result]:
-    """function(part) for all parts, in their order."""
-    if len(parts) == 1:
-        return [function(parts[0])]
-    results: dict[int, Result] = {}
-    settings = np.geterr()  # threads have settings of their own
-
-    def task(i: int) -> None:
-        with np.errstate(**settings):
-            results[i] = function(parts[i])
-
-    workers.run(task, len(parts))
-    return [results[i] for i in range(len(parts))]
-
 
 def moments(x: Array, parts: list[Part]) -> Moments:
     """Parts are merged in float64 (Chan, Golub and LeVeque 1979), in their order."""
-    (done, mean, square), *others = _over(parts, lambda part: _part_moments(x, part))
+    (done, mean, square), *others = [_part_moments(x, part) for part in parts]
     for count, part_mean, part_square in others:
         between = part_mean - mean
         mean = mean + between * (count / (done + count))
@@ -79,7 +61,8 @@ def normalize(x: Array, moments: Moments, affine: Affine, parts: list[Part]) -> 
             if affine.relu:
                 np.maximum(out, zeros(out), out=out)
 
-    _over(parts, one)
+    for part in parts:
+        one(part)
     return y
 
 
@@ -97,7 +80,7 @@ def sums(
             totals[1, block.channels] += part.total(np.multiply(d, t, out=t))
         return totals
 
-    sum_dy, sum_dy_x = sum(_over(parts, one))
+    sum_dy, sum_dy_x = sum(one(part) for part in parts)
     sum_dy_xhat = (sum_dy_x - moments.remainder * sum_dy) / np.sqrt(moments.var.astype(np.float64) + affine.eps)
     return sum_dy.astype(x.dtype), sum_dy_xhat.astype(x.dtype)
 
@@ -131,7 +114,8 @@ def input_gradient(
             np.add(t, offset, out=t)
             np.add(out, t, out=out)
 
-    _over(parts, one)
+    for part in parts:
+        one(part)
     return dx
 
 
@@ -156,7 +140,8 @@ def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, parts:
             d = _masked(block, True, scratch)[1] if affine.relu else block.arrays[1]
             np.multiply(d, block.vectors[1], out=block.arrays[2])
 
-    _over(parts, one)
+    for part in parts:
+        one(part)
     return dx
 
 
