@@ -80,8 +80,9 @@ def batch_norm(
         Sums an array over ranks and gives every rank the sum. Statistics and gradients then are those of
         the whole batch, for shares of any size, empty ones included. Each call reads the batch's count
         on the host.
-    impl : {None, "reference", "cpu", "cuda"}
-        None chooses; the others force one implementation or raise saying why it cannot run.
+    impl : {None, "reference", "cpu", "blocked", "cuda"}
+        None chooses; the others force one implementation or raise saying why it cannot run: "cpu" is
+        compiled and "blocked" plain NumPy, both for NumPy arrays; "cuda" is for CuPy arrays.
 
     Returns
     -------
