@@ -6,6 +6,7 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,8 +149,12 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-def new_run(out: str | None, name: str, *, overwrite: bool, resume: bool) -> Path:
+def new_run(
+    out: str | None, name: str, *, overwrite: bool, resume: bool, files: Sequence[str] = RUN_FILES
+) -> Path:
     """The directory of a run: a new one under runs/, or the one asked for.
+
+    `files` are those that it may hold; the first of them tells it from other directories.
 
     Raises
     ------
@@ -164,11 +169,11 @@ def new_run(out: str | None, name: str, *, overwrite: bool, resume: bool) -> Pat
     found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
     if found and not overwrite and not resume:
         raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
-    if found and "config.toml" not in found:
-        raise FileExistsError(f"out: {path} holds {found[0]} and no config.toml, so it is no run; choose another")
+    if found and files[0] not in found:
+        raise FileExistsError(f"out: {path} holds {found[0]} and no {files[0]}, so it is no run; choose another")
     path.mkdir(parents=True, exist_ok=True)
     if overwrite:
-        for file in RUN_FILES:
+        for file in files:
             (path / file).unlink(missing_ok=True)
     return path
 

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         for name in ("backend", "device"):
             _add_option(command, name)
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
+    _add_study(_command(commands, "study", _study, "batch normalisation against none, as experiments"))
     _add_bench(_command(commands, "bench", _bench, "measure against the memory limit and other libraries"))
     warmup = _command(commands, "warmup", _warmup, "compile the kernels ahead of their first use")
     warmup.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
@@ -110,6 +111,19 @@ def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
 
 def _metavar(kind: str) -> str:
     return {"int": "N", "float": "X", "tuple[int, ...]": "N,N"}.get(kind, "TEXT")
+
+
+def _add_study(study: argparse.ArgumentParser) -> None:
+    study.add_argument("--experiment", metavar="NAME,...", help="only these, such as learning_rate,depth (default: all)")
+    study.add_argument("--data", metavar="DATA", help="as for train; labels are classes (default: digits)")
+    study.add_argument("--quick", action="store_true", help="2 seeds, 300 steps and half of the values")
+    study.add_argument("--seeds", type=int, metavar="N", help="runs of each setting (default and least: 3)")
+    study.add_argument("--steps", type=int, metavar="N", help="steps of a run (default and least: 2000)")
+    study.add_argument("--target", type=float, metavar="X", help="test accuracy to count steps to (default: 0.8)")
+    study.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each processor)")
+    study.add_argument("--out", metavar="DIR", help="directory of the study (default: a new one under runs/)")
+    study.add_argument("--resume", action="store_true", help="go on with the study in --out, or start it there")
+    study.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
 
 
 def _add_bench(bench: argparse.ArgumentParser) -> None:
@@ -229,6 +243,27 @@ def _backend_words(row: backends.Row) -> tuple[str, str, str, str]:
     if row.usable:
         return row.name, row.version, row.device, row.fast_path
     return row.name, "not usable", "", " ".join(row.why_not.split())
+
+
+def _study(options: argparse.Namespace) -> int:
+    from . import study
+
+    given = vars(options)
+    wanted = study.Options(**{name: value for name, value in given.items() if name in study.FIELDS})
+    directory, record = study.run(wanted, progress=_run_bar, tell=lambda text: print(text, flush=True))
+    for line in study.lines(record):
+        print(line)
+    print(f"written to {directory}; the page is {directory / 'study.html'}")
+    return 0
+
+
+def _run_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    # Where nobody watches, a line a minute.
+    pace = {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "ncols": 80}
+    bar: Iterable[Any] = tqdm(results, total=total, unit="run", **pace)
+    return bar
 
 
 def _bench(options: argparse.Namespace) -> int:

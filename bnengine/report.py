@@ -46,10 +46,11 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
         fontsize=10,
         color=GREY,
     )
-    return _png(figure)
+    return png(figure)
 
 
-def _png(figure: Any) -> bytes:
+def png(figure: Any) -> bytes:
+    """A matplotlib figure as a PNG file's bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
@@ -84,7 +85,7 @@ def speeds(record: dict[str, Any]) -> bytes:
     versions, date = record["versions"], record["date"][:10]
     words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
     figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}", fontsize=9, color=GREY)
-    return _png(figure)
+    return png(figure)
 
 
 def _speed_bars(rows: list[dict[str, Any]]) -> list[Bar]:

@@ -1,0 +1,182 @@
+"""The study: what batch normalisation changes, as experiments that anyone can repeat."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import datetime as dt
+import io
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoints
+from ..bench import machine, to_json
+from ..bench.timing import cores
+from ..config import ConfigError
+from . import page, plots, summary
+from .experiments import EXPERIMENTS, WIDTH, runs
+from .processes import Progress, Result, RowsFile, finish
+from .running import Problem
+
+Record = dict[str, Any]
+
+FORMAT = 1
+"""Of the record; raised when a reader of older ones would misread it."""
+
+SEEDS, STEPS = 3, 2000
+"""The least of a study that is not --quick, and its default."""
+
+QUICK_SEEDS, QUICK_STEPS = 2, 300
+
+ROWS = "rows.jsonl"
+FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name in EXPERIMENTS))
+"""What a study's directory holds; the first tells it from others."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to study. Field names are the options of `bnengine study` with underscores."""
+
+    experiment: str | None = None
+    data: str = "digits"
+    quick: bool = False
+    seeds: int | None = None
+    steps: int | None = None
+    target: float = 0.8
+    jobs: int | None = None
+    out: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        for name in self.names():
+            if name not in EXPERIMENTS:
+                raise ConfigError(f"experiment: expected some of {', '.join(EXPERIMENTS)}, got {name!r}")
+        for name, least in (("seeds", SEEDS), ("steps", STEPS)):
+            value = getattr(self, name)
+            if value is not None and value < (1 if self.quick else least):
+                hint = "" if self.quick else "; --quick takes less"
+                raise ConfigError(f"{name}: expected at least {1 if self.quick else least}, got {value}{hint}")
+        if not 0 < self.target < 1:
+            raise ConfigError(f"target: expected a test accuracy between 0 and 1, got {self.target!r}")
+        if self.jobs is not None and self.jobs < 1:
+            raise ConfigError(f"jobs: expected at least 1, got {self.jobs}")
+        if self.resume and self.overwrite:
+            raise ConfigError("resume and overwrite exclude each other")
+        if self.resume and self.out is None:
+            raise ConfigError("resume: name the study with out")
+
+    def names(self) -> tuple[str, ...]:
+        """The experiments, in the order of the table."""
+        if self.experiment is None:
+            return tuple(EXPERIMENTS)
+        asked = [name.strip() for name in self.experiment.split(",") if name.strip()]
+        return tuple(sorted(dict.fromkeys(asked), key=[*EXPERIMENTS, *asked].index))
+
+    def size(self) -> tuple[int, int]:
+        """(seeds, steps of a run)."""
+        seeds, steps = (QUICK_SEEDS, QUICK_STEPS) if self.quick else (SEEDS, STEPS)
+        return self.seeds or seeds, self.steps or steps
+
+    def command(self) -> str:
+        """The command line that repeats this, wherever it is written to."""
+        words = ["bnengine", "study"]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default and field.name not in ("jobs", "out", "resume", "overwrite"):
+                words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
+        return shlex.join(words)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(Options))
+
+
+def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) -> tuple[Path, Record]:
+    """Make the runs that are missing, then the record, its table, plots and page; return directory and record.
+
+    Raises
+    ------
+    ConfigError, DataError, FileExistsError
+        Where the request cannot be met; nothing has been written then.
+    """
+    seeds, steps = options.size()
+    planned = runs(options.names(), seeds=seeds, steps=steps, quick=options.quick)
+    Problem.of(options.data)  # refused here, before processes and files
+    directory = checkpoints.new_run(
+        options.out, "study", overwrite=options.overwrite, resume=options.resume, files=FILES
+    )
+    tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
+    file = opened(directory, options)
+    jobs = options.jobs or cores()
+    finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
+    record = assembled(_meta(options, file), [file.done[run] for run in planned])
+    write(directory, record)
+    return directory, record
+
+
+def opened(directory: Path, options: Options) -> RowsFile:
+    """The rows of a study's directory."""
+    about = {"format": FORMAT, "data": options.data, "target": options.target}
+    made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **machine.described()}
+    return RowsFile(directory / ROWS, about, made)
+
+
+def _meta(options: Options, file: RowsFile) -> Record:
+    seeds, steps = options.size()
+    return {
+        "format": FORMAT,
+        "command": options.command(),
+        **file.made,
+        "data": options.data,
+        "seeds": list(range(seeds)),
+        "steps": steps,
+        "width": WIDTH,
+        "target": options.target,
+        "usable": summary.USABLE,
+        "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
+        "sessions": file.sessions,
+    }
+
+
+def assembled(meta: Record, results: Sequence[Result]) -> Record:
+    """The record: how it was made, what it says in words, a row and a curve for each run."""
+    rows = [row for row, _ in results]
+    named = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
+    curves = [{name: row[name] for name in named} | curve for row, curve in results]
+    said = summary.sentences(rows, curves, meta["target"])
+    return {"meta": meta, "summary": [sentence._asdict() for sentence in said], "rows": rows, "curves": curves}
+
+
+def write(directory: Path, record: Record) -> None:
+    """study.json, study.csv, study.html, and a plot for each experiment."""
+    checkpoints.write(directory / "study.json", to_json(record))
+    checkpoints.write(directory / "study.csv", to_csv(record["rows"]))
+    checkpoints.write(directory / "study.html", page.html(record))
+    for name, picture in plots.pictures(record):
+        checkpoints.write(directory / f"{name}.png", picture)
+
+
+def to_csv(rows: Sequence[Record]) -> str:
+    """The rows as CSV; empty where a value is missing."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def lines(record: Record) -> list[str]:
+    """The result in words, for a terminal: what was done, what usable means, and a sentence for each finding."""
+    meta, found = record["meta"], []
+    found.append(
+        f"{len(record['rows'])} runs on {meta['data']}: {len(meta['seeds'])} seeds, {meta['steps']} steps (the budget), "
+        f"target test accuracy {meta['target']:g}"
+    )
+    found.append(f"usable: {meta['usable']}; brackets: lowest and highest seed")
+    for name, experiment in EXPERIMENTS.items():
+        texts = [sentence["text"] for sentence in record["summary"] if sentence["experiment"] == name]
+        found += ["", experiment.title, *(f"  {text}" for text in texts)] if texts else []
+    return [*found, ""]

@@ -1,0 +1,168 @@
+"""The page: one HTML file without scripts, fonts or anything else that a browser would have to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from . import figures, summary, svg
+from .experiments import EXPERIMENTS, Experiment
+from .running import Curve
+from .summary import Point
+
+HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
+"""Experiments whose first sentences stand at the top."""
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+"""The browser itself is told to fetch nothing."""
+
+Record = dict[str, Any]
+
+
+def html(record: Record) -> str:
+    """The page of a record.
+
+    Pictures are SVG elements, with tables of the same numbers behind them.
+    """
+    style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
+    body = "\n".join(["".join(_opening(record)), *_sections(record), _repeat(record["meta"])])
+    title = f"What batch normalisation changes: {record['meta']['data']}"
+    return (
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n<link rel="icon" href="data:,">\n'
+        f"<style>\n{style}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _opening(record: Record) -> Iterator[str]:
+    meta, said = record["meta"], record["summary"]
+    yield "<h1>What batch normalisation changes</h1>"
+    yield (
+        f'<p class="soft">{len(record["rows"])} runs on {escape(meta["data"])}, {len(meta["seeds"])} seeds, '
+        f"{meta['steps']} steps, hidden layers of {meta['width']} units; bnengine {meta['versions']['bnengine']}, "
+        f"{meta['date'][:10]}.</p>"
+    )
+    yield "<h2>In short</h2>"
+    firsts = {sentence["text"].partition(":")[0] + sentence["experiment"]: sentence for sentence in reversed(said)}
+    yield _list(s for s in said if s["experiment"] in HEADLINES and s in firsts.values())
+    compared = [sentence for sentence in said if sentence["wins"] is not None]
+    lost = [sentence for sentence in compared if not sentence["wins"]]
+    yield (
+        f"<p>Batch normalisation wins {len(compared) - len(lost)} of {len(compared)} comparisons. "
+        + ("These are the others:</p>" if lost else "</p>")
+    )
+    yield _list(lost, with_title=True)
+    yield (
+        f'<p class="soft">Usable: {escape(meta["usable"])}. Steps are counted to a test accuracy of '
+        f"{meta['target']:g}, within the budget of {meta['steps']} steps (more where an experiment says so). "
+        "Accuracies are means over the seeds, with the lowest and the highest seed in brackets. "
+        f"Diverged: {escape(meta['diverged'])}.</p>"
+    )
+    names = dict.fromkeys(row["experiment"] for row in record["rows"])
+    yield "<nav>" + " ".join(f'<a href="#{name}">{escape(EXPERIMENTS[name].title)}</a>' for name in names) + "</nav>"
+
+
+def _list(said: Iterable[Record], *, with_title: bool = False) -> str:
+    items = []
+    for sentence in said:
+        kind = {True: ' class="won"', False: ' class="lost"', None: ""}[sentence["wins"]]
+        title = f"{EXPERIMENTS[sentence['experiment']].title}, " if with_title else ""
+        items.append(f"<li{kind}>{escape(title + sentence['text'])}</li>")
+    return f"<ul>{''.join(items)}</ul>" if items else ""
+
+
+def _sections(record: Record) -> Iterator[str]:
+    panels = summary.panels(summary.points(record["rows"]))
+    for name in dict.fromkeys(experiment for experiment, _ in panels):
+        own = {panel: points for (experiment, panel), points in panels.items() if experiment == name}
+        curves = [curve for curve in record["curves"] if curve["experiment"] == name]
+        said = [sentence for sentence in record["summary"] if sentence["experiment"] == name]
+        steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
+        yield _section(name, EXPERIMENTS[name], own, curves, said, steps)
+
+
+def _section(
+    name: str,
+    experiment: Experiment,
+    panels: dict[str, list[Point]],
+    curves: Sequence[Curve],
+    said: Sequence[Record],
+    steps: int,
+) -> str:
+    charts: list[str] = []
+    tables = []
+    for panel, points in panels.items():
+        own = [curve for curve in curves if curve["panel"] == panel]
+        charts += figures.of_panel(panel, points, own)
+        tables.append(_points_table(panel, points))
+    if name == "section_4_1":
+        tables.append(_steps_table(curves))
+    return (
+        f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
+        f'<p class="question">{escape(experiment.question)} {_setting(panels, steps)}</p>'
+        f'<div class="charts">{"".join(charts)}</div>{_list(said)}'
+        f'<details><summary>The numbers</summary><div class="scroll">{"".join(tables)}</div></details></section>'
+    )
+
+
+def _setting(panels: dict[str, list[Point]], steps: int) -> str:
+    heat = not figures.is_line(next(iter(panels.values())))
+    reading = f"Numbers in cells are per cent; a frame means usable, {svg.CROSS} that a seed diverged." if heat else ""
+    filled = "" if heat else "Filled points are usable; bands reach from the lowest to the highest seed."
+    return escape(f"{steps} steps. {reading}{filled}")
+
+
+def _points_table(panel: str, points: Sequence[Point]) -> str:
+    varies = summary.WORDS[EXPERIMENTS[points[0].experiment].varies].rstrip(":")
+    single = figures.is_line(points) and all(point.value == point.learning_rate for point in points)
+    heads = [varies, *([] if single else ["learning rate"]), "normalisation", "mean", "lowest", "highest"]
+    rows = []
+    for p in points:
+        cells = [summary.shown(p.value), *([] if single else [f"{p.learning_rate:g}"])]
+        cells += ["batch" if p.norm == "batch" else "none", *(f"{value:.4f}" for value in (p.mean, p.low, p.high))]
+        steps = f"{p.mean_steps:.0f}" if None not in p.steps_to_target else "not all seeds"
+        rows.append([*cells, steps, f"{p.diverged} of {len(p.accuracies)}", "yes" if p.usable else "no"])
+    return table(panel, [*heads, "steps to target", "diverged", "usable"], rows)
+
+
+def _steps_table(curves: Sequence[Curve]) -> str:
+    """The mean test accuracy of each arm over the steps that every seed reached."""
+    steps = sorted(set.intersection(*(set(curve["step"]) for curve in curves)))
+    rows = []
+    for step in steps:
+        cells = [f"{step}"]
+        for norm in ("batch", "none"):
+            seen = [c["test_accuracy"][c["step"].index(step)] for c in curves if c["norm"] == norm]
+            cells.append(f"{sum(seen) / len(seen):.4f}")
+        rows.append(cells)
+    return table("Mean test accuracy over the steps", ["step", "with BN", "without"], rows)
+
+
+def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of text."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _repeat(meta: Record) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
+    made = "; ".join(
+        f"{session['runs']} runs in {session['seconds'] / 60:.1f} minutes by {session['jobs']} processes"
+        for session in meta["sessions"]
+    )
+    facts = {
+        "Seeds": ", ".join(map(str, meta["seeds"])),
+        "Made": f"{meta['date']}; {made}",
+        "Versions": versions,
+        "Commit": meta["commit"] or "unknown",
+        "Machine": f"{meta['processor']}, {meta['cores']} processors, {meta['system']}, {meta['blas']}",
+    }
+    entries = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    return (
+        f'<section id="repeat"><h2>Repeat it</h2><pre>{escape(meta["command"])}</pre><dl>{entries}</dl>'
+        '<p class="soft">study.json and study.csv, written beside this page, hold a row for each run.</p></section>'
+    )

@@ -1,0 +1,144 @@
+"""Runs over processes, each row kept as it comes, so that a killed study goes on where it was."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .. import checkpoints
+from ..config import ConfigError
+from .experiments import Run
+from .running import Curve, Problem, Row, train
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
+"""Read by libraries as they are imported: the processes share the processors, not the matrix products."""
+
+Result = tuple[Row, Curve]
+Progress = Callable[[Iterable[Result], int], Iterable[Result]]
+"""Wraps results as they come, told how many there will be."""
+
+
+class RowsFile:
+    """`rows.jsonl`: a line that says what the rows are of, then a line for each finished run and each session.
+
+    `about` must agree with the file's; `made` says where and with what, and is that of the first session.
+    """
+
+    def __init__(self, path: Path, about: dict[str, Any], made: dict[str, Any]) -> None:
+        self.path = path
+        self.made = made
+        self.done: dict[Run, Result] = {}
+        self.sessions: list[dict[str, Any]] = []
+        if path.exists() and path.stat().st_size:
+            self._read(about)
+        else:
+            self._append({**about, "made": made})
+
+    def _read(self, about: dict[str, Any]) -> None:
+        text = self.path.read_text(encoding="utf-8")
+        whole, _, torn = text.rpartition("\n")
+        if torn:  # the process ended in the middle of a line
+            checkpoints.write(self.path, f"{whole}\n")
+        first, *entries = map(json.loads, whole.split("\n"))
+        for name, value in about.items():
+            if first.get(name) != value:
+                raise ConfigError(
+                    f"out: {self.path} holds rows of {name} {first.get(name)}, expected {value}; choose another directory"
+                )
+        self.made = first["made"]
+        for entry in entries:
+            if "session" in entry:
+                self.sessions.append(entry["session"])
+            else:
+                self.done[_run_of(entry["row"])] = entry["row"], entry["curve"]
+
+    def add(self, result: Result) -> None:
+        """Keep a result."""
+        row, curve = result
+        self._append({"row": row, "curve": curve})
+        self.done[_run_of(row)] = result
+
+    def end_session(self, session: dict[str, Any]) -> None:
+        """Keep how many runs were made at one go, by how many processes, in how many seconds."""
+        self._append({"session": session})
+        self.sessions.append(session)
+
+    def _append(self, entry: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{json.dumps(entry, allow_nan=False)}\n")
+            file.flush()
+            os.fsync(file.fileno())  # on the disk when this returns
+
+
+def _run_of(row: Row) -> Run:
+    return Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
+
+
+def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs: int, progress: Progress) -> None:
+    """Make the runs that the file does not hold yet, and add each as it is done."""
+    missing = [run for run in runs if run not in file.done]
+    if not missing:
+        return
+    began = time.perf_counter()
+    with _one_thread_each():
+        for result in progress(_results(missing, source, target, min(jobs, len(missing))), len(missing)):
+            file.add(result)
+    seconds = round(time.perf_counter() - began, 1)
+    file.end_session({"runs": len(missing), "jobs": jobs, "seconds": seconds})
+
+
+def _results(runs: list[Run], source: str, target: float, jobs: int) -> Iterator[Result]:
+    # Spawned, not forked: the threads of NumPy and Numba do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(source, target)) as pool:
+        futures = [pool.submit(_train, run) for run in runs]
+        try:
+            for future in as_completed(futures):
+                yield future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _one_thread_each() -> Iterator[None]:
+    """The environment that child processes inherit."""
+    before = {name: os.environ.get(name) for name in THREADS}
+    os.environ.update(dict.fromkeys(THREADS, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+# ---- in a child process
+
+_given: dict[str, Any] = {}
+
+
+def _begin(source: str, target: float) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # end without a traceback; the parent tells
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _given.update(problem=Problem.of(source), target=target)
+
+
+def _end_with_parent() -> None:
+    """A child waits for work for ever where its parent was killed."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _train(run: Run) -> Result:
+    return train(run, **_given)

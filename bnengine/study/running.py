@@ -1,0 +1,176 @@
+"""One run: train a network, look at it at fixed steps, and say what came out."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .. import data
+from .._typing import Tree
+from ..backends import backend as make_backend
+from ..layers import Activation, BatchNorm, Layer, Linear, Sequential, Standardize, mlp
+from ..optimizers import BY_NAME
+from ..training import evaluate, train_step
+from .experiments import WIDTH, Run
+
+LOOKED = 2000
+"""Test rows at most, the first ones, that a look during training takes; the end takes all."""
+
+PERCENTILES = (15, 50, 85)
+"""Of the paper's figure 1."""
+
+Row = dict[str, Any]
+Curve = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Classes to learn: rows with standardised features, on the host."""
+
+    x: data.HostArray
+    y: data.HostArray
+    x_test: data.HostArray
+    y_test: data.HostArray
+    classes: int
+
+    @classmethod
+    def of(cls, source: str) -> Problem:
+        """The data set, each feature with mean 0 and variance 1 over the training rows."""
+        dataset = data.load(source)
+        if dataset.task != "classification":
+            raise data.DataError(f"data: the study needs classes to learn, and {source} has values")
+        if len(dataset.x_train) < 2:
+            raise data.DataError(f"data: {source} has too few rows to train on")
+        layer, backend = Standardize(dataset.features), make_backend("numpy")
+        state = layer.measure(dataset.x_train, backend)
+        x, x_test = (
+            layer.forward({}, state, backend.asarray(rows), training=False)[0]
+            for rows in (dataset.x_train, dataset.x_test)
+        )
+        return cls(x, dataset.y_train, x_test, dataset.y_test, len(dataset.classes))
+
+    @property
+    def chance(self) -> float:
+        """The test accuracy of guessing."""
+        return 1 / self.classes
+
+
+def looks(steps: int) -> list[int]:
+    """The steps at which a run is evaluated: the last, and backwards by factors of the square root of two to 10.
+
+    Examples
+    --------
+    >>> from bnengine.study.running import looks
+    >>> looks(100)
+    [12, 18, 25, 35, 50, 71, 100]
+    """
+    return sorted({round(steps / 2 ** (k / 2)) for k in range(60) if steps / 2 ** (k / 2) >= min(10, steps)})
+
+
+def train(run: Run, problem: Problem, target: float) -> tuple[Row, Curve]:
+    """Train as described; the row of results, and what was seen at each look.
+
+    A run whose loss is not finite stops there. It counts with the accuracy of guessing.
+    """
+    began = time.perf_counter()
+    curve: Curve = {name: [] for name in ("step", "loss", "test_accuracy")}
+    accuracy, diverged_at = problem.chance, None
+    for step, loss, test in _trained(run, problem, curve):
+        if not np.isfinite([loss, test.get("loss", 0.0)]).all():
+            accuracy, diverged_at = problem.chance, step
+            break
+        if test:
+            accuracy = test["accuracy"]
+            curve["step"].append(step)
+            curve["loss"].append(loss if run.dtype == "float64" else float(f"{loss:.6g}"))
+            curve["test_accuracy"].append(accuracy)
+    reached = [step for step, accuracy in zip(curve["step"], curve["test_accuracy"], strict=True) if accuracy >= target]
+    row = {
+        **dataclasses.asdict(run),
+        "network": run.network,
+        "seconds": round(time.perf_counter() - began, 2),
+        "test_accuracy": accuracy,
+        "steps_to_target": reached[0] if reached else None,
+        "diverged": diverged_at is not None,
+        "diverged_at": diverged_at,
+    }
+    return row, curve
+
+
+def network(run: Run, inputs: int, outputs: int) -> Sequential:
+    """The run's network; its inputs are standardised already."""
+    net = mlp(
+        [inputs, *[WIDTH] * run.hidden, outputs],
+        norm=None if run.norm == "none" else run.norm,
+        activation=run.activation,
+        norm_position=run.norm_position,
+        scale=run.scale,
+    )
+    return _with_bias(net) if run.bias == "with" else net
+
+
+def _with_bias(net: Sequential) -> Sequential:
+    """The biases that `Sequential` refuses; an identity between them and the normalisation hides them from it."""
+    layers: list[Layer] = []
+    for layer in net.layers:
+        if isinstance(layer, Linear) and not layer.bias:
+            layers += [dataclasses.replace(layer, bias=True), Activation("identity")]
+        else:
+            layers.append(layer)
+    return Sequential(tuple(layers))
+
+
+def _draw_biases(params: Tree, seed: int) -> None:
+    """Biases that would matter if the normalisation did not cancel them; the output's stays as it is."""
+    rng = np.random.default_rng([seed, 0])  # epochs, which shuffle by the same seed, count from 1
+    *hidden, _ = [layer for layer in params.values() if "bias" in layer]
+    for layer in hidden:
+        layer["bias"] = rng.standard_normal(layer["bias"].shape).astype(layer["bias"].dtype)
+
+
+def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, float, dict[str, Any]]]:
+    """(step, loss of its batch, test loss and accuracy at a look) for each step."""
+    backend = make_backend("numpy", dtype=run.dtype)
+    net = network(run, problem.x.shape[1], problem.classes)
+    optimizer = BY_NAME[run.optimizer](run.learning_rate)
+    params, state = net.init(run.seed, backend=backend)
+    if run.bias == "with":
+        _draw_biases(params, run.seed)
+    opt_state = optimizer.init(params)
+    at = set(looks(run.steps))
+    test = problem.x_test.astype(run.dtype, copy=False), problem.y_test
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some runs diverge: that is a result
+        for step, rows in enumerate(itertools.islice(_batches(run, len(problem.x)), run.steps), 1):
+            x, labels = problem.x[rows].astype(run.dtype, copy=False), problem.y[rows]
+            params, state, opt_state, loss = train_step(net, optimizer, params, state, opt_state, x, labels)
+            seen = {}
+            if step in at:
+                some = len(test[0]) if step == run.steps else LOOKED
+                seen = evaluate(net, params, state, (test[0][:some], test[1][:some]), backend=backend)
+                if run.experiment == "section_4_1":
+                    _watch(net, params, state, test[0][:LOOKED], curve)
+            yield step, float(loss), seen
+
+
+def _batches(run: Run, rows: int) -> Iterator[data.HostArray]:
+    """Row numbers of mini-batches, epoch after epoch; the same for every run with this seed and batch size."""
+    for epoch in itertools.count(1):
+        yield from data.batches(rows, run.batch_size, np.random.default_rng([run.seed, epoch]))
+
+
+def _watch(net: Sequential, params: Tree, state: Tree, x: data.HostArray, curve: Curve) -> None:
+    """The input of the last hidden layer's first unit, and what that layer's gamma and beta have become."""
+    below = Sequential(net.layers[:-2])  # all but the last activation and the output
+    inputs = below.forward(params, state, x, training=False)[0][:, 0]
+    curve.setdefault("input_percentiles", []).append(np.percentile(inputs, PERCENTILES).tolist())
+    if isinstance(below.layers[-1], BatchNorm):
+        for name in ("gamma", "beta"):
+            learned = params[str(len(below.layers) - 1)][name]
+            curve.setdefault(name, []).append(float(learned[0]))
+            curve.setdefault(f"{name}_percentiles", []).append(np.percentile(learned, PERCENTILES).tolist())
