@@ -149,9 +149,7 @@ def _replace(path: Path, content: bytes) -> None:
         raise
 
 
-def new_run(
-    out: str | None, name: str, *, overwrite: bool, resume: bool, files: Sequence[str] = RUN_FILES
-) -> Path:
+def new_run(out: str | None, name: str, *, overwrite: bool, resume: bool, files: Sequence[str] = RUN_FILES) -> Path:
     """The directory of a run: a new one under runs/, or the one asked for.
 
     `files` are those that it may hold; the first of them tells it from other directories.

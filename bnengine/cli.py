@@ -114,7 +114,9 @@ def _metavar(kind: str) -> str:
 
 
 def _add_study(study: argparse.ArgumentParser) -> None:
-    study.add_argument("--experiment", metavar="NAME,...", help="only these, such as learning_rate,depth (default: all)")
+    study.add_argument(
+        "--experiment", metavar="NAME,...", help="only these, such as learning_rate,depth (default: all)"
+    )
     study.add_argument("--data", metavar="DATA", help="as for train; labels are classes (default: digits)")
     study.add_argument("--quick", action="store_true", help="2 seeds, 300 steps and half of the values")
     study.add_argument("--seeds", type=int, metavar="N", help="runs of each setting (default and least: 3)")

@@ -16,7 +16,7 @@ from .. import checkpoints
 from ..bench import machine, to_json
 from ..bench.timing import cores
 from ..config import ConfigError
-from . import page, plots, summary
+from . import page, plots, points, summary
 from .experiments import EXPERIMENTS, WIDTH, runs
 from .processes import Progress, Result, RowsFile, finish
 from .running import Problem
@@ -135,8 +135,9 @@ def _meta(options: Options, file: RowsFile) -> Record:
         "steps": steps,
         "width": WIDTH,
         "target": options.target,
-        "usable": summary.USABLE,
+        "usable": points.USABLE,
         "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
+        "run_seconds": round(sum(row["seconds"] for row, _ in file.done.values()), 1),
         "sessions": file.sessions,
     }
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from html import escape
 
 from .experiments import EXPERIMENTS
+from .points import MARGIN, WORDS, Point, arm, is_line, shown
 from .running import PERCENTILES, Curve
-from .summary import MARGIN, WORDS, Point, arm, shown
 from .svg import Cell, Series, heat_map, line_chart
 
 NAMES = {"batch": "with BN", "none": "without"}
@@ -27,18 +27,9 @@ def of_panel(panel: str, points: Sequence[Point], curves: Sequence[Curve]) -> It
         yield from _heat_maps(panel, points)
 
 
-def is_line(points: Sequence[Point]) -> bool:
-    """Whether one number alone is varied; otherwise the learning rate is too."""
-    settings = {(point.value, point.learning_rate) for point in points}
-    return len(settings) == len({point.value for point in points})
-
-
 def described(point: Point) -> str:
     """A point in words, for those who hover or listen."""
-    said = f"{NAMES[point.norm]}, {shown(point.value)}"
-    if point.value != point.learning_rate:
-        said += f", learning rate {point.learning_rate:g}"
-    said += f": {point.mean:.4f} [{point.low:.4f}, {point.high:.4f}]"
+    said = f"{NAMES[point.norm]}, {point.setting}: {point.mean:.4f} [{point.low:.4f}, {point.high:.4f}]"
     said += f", {point.diverged} of {len(point.accuracies)} diverged" if point.diverged else ""
     return said + (", usable" if point.usable else "")
 
@@ -66,14 +57,14 @@ def _lines(panel: str, points: Sequence[Point]) -> str:
     least = max(point.mean for point in points) - MARGIN
     ends = [min(series[0].x), max(series[0].x)]
     series.append(Series("usable from here", "other", ends, [least, least], markers=False))
-    what = WORDS[EXPERIMENTS[points[0].experiment].varies].rstrip(":")
+    what = WORDS[EXPERIMENTS[points[0].experiment].varies]
     label = f"{panel}: test accuracy over {what}, with and without batch normalisation; the numbers are in the table."
     return _figure(panel, line_chart(series, label=label, x_label=what, y_label="test accuracy"))
 
 
 def _heat_maps(panel: str, points: Sequence[Point]) -> Iterator[str]:
     rates = sorted({point.learning_rate for point in points})
-    what = WORDS[EXPERIMENTS[points[0].experiment].varies].rstrip(":")
+    what = WORDS[EXPERIMENTS[points[0].experiment].varies]
     for norm, name in NAMES.items():
         own = {(point.value, point.learning_rate): point for point in arm(points, norm)}
         values = list(dict.fromkeys(value for value, _ in own))

@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import figures, summary, svg
+from . import figures, svg
 from .experiments import EXPERIMENTS, Experiment
+from .points import WORDS, Point, is_line, panels, points, shown
 from .running import Curve
-from .summary import Point
 
 HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
 """Experiments whose first sentences stand at the top."""
@@ -41,13 +41,13 @@ def _opening(record: Record) -> Iterator[str]:
     meta, said = record["meta"], record["summary"]
     yield "<h1>What batch normalisation changes</h1>"
     yield (
-        f'<p class="soft">{len(record["rows"])} runs on {escape(meta["data"])}, {len(meta["seeds"])} seeds, '
+        f'<p class="soft">{len(record["rows"])} runs on {escape(meta["data"])}, seeds {", ".join(map(str, meta["seeds"]))}, '
         f"{meta['steps']} steps, hidden layers of {meta['width']} units; bnengine {meta['versions']['bnengine']}, "
         f"{meta['date'][:10]}.</p>"
     )
     yield "<h2>In short</h2>"
-    firsts = {sentence["text"].partition(":")[0] + sentence["experiment"]: sentence for sentence in reversed(said)}
-    yield _list(s for s in said if s["experiment"] in HEADLINES and s in firsts.values())
+    firsts = {(s["experiment"], s["text"].partition(":")[0]): s for s in reversed(said)}  # of each panel
+    yield _list((s for s in reversed(firsts.values()) if s["experiment"] in HEADLINES), with_title=True)
     compared = [sentence for sentence in said if sentence["wins"] is not None]
     lost = [sentence for sentence in compared if not sentence["wins"]]
     yield (
@@ -57,7 +57,8 @@ def _opening(record: Record) -> Iterator[str]:
     yield _list(lost, with_title=True)
     yield (
         f'<p class="soft">Usable: {escape(meta["usable"])}. Steps are counted to a test accuracy of '
-        f"{meta['target']:g}, within the budget of {meta['steps']} steps (more where an experiment says so). "
+        f"{meta['target']:g} at the steps looked at, which are a factor of the square root of two apart, within the "
+        f"budget of {meta['steps']} steps (more where an experiment says so). "
         "Accuracies are means over the seeds, with the lowest and the highest seed in brackets. "
         f"Diverged: {escape(meta['diverged'])}.</p>"
     )
@@ -75,9 +76,9 @@ def _list(said: Iterable[Record], *, with_title: bool = False) -> str:
 
 
 def _sections(record: Record) -> Iterator[str]:
-    panels = summary.panels(summary.points(record["rows"]))
-    for name in dict.fromkeys(experiment for experiment, _ in panels):
-        own = {panel: points for (experiment, panel), points in panels.items() if experiment == name}
+    groups = panels(points(record["rows"]))
+    for name in dict.fromkeys(experiment for experiment, _ in groups):
+        own = {panel: group for (experiment, panel), group in groups.items() if experiment == name}
         curves = [curve for curve in record["curves"] if curve["experiment"] == name]
         said = [sentence for sentence in record["summary"] if sentence["experiment"] == name]
         steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
@@ -87,41 +88,41 @@ def _sections(record: Record) -> Iterator[str]:
 def _section(
     name: str,
     experiment: Experiment,
-    panels: dict[str, list[Point]],
+    groups: dict[str, list[Point]],
     curves: Sequence[Curve],
     said: Sequence[Record],
     steps: int,
 ) -> str:
     charts: list[str] = []
     tables = []
-    for panel, points in panels.items():
+    for panel, group in groups.items():
         own = [curve for curve in curves if curve["panel"] == panel]
-        charts += figures.of_panel(panel, points, own)
-        tables.append(_points_table(panel, points))
+        charts += figures.of_panel(panel, group, own)
+        tables.append(_points_table(panel, group))
     if name == "section_4_1":
         tables.append(_steps_table(curves))
     return (
         f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
-        f'<p class="question">{escape(experiment.question)} {_setting(panels, steps)}</p>'
+        f'<p class="question">{escape(experiment.question)} {_setting(groups, steps)}</p>'
         f'<div class="charts">{"".join(charts)}</div>{_list(said)}'
         f'<details><summary>The numbers</summary><div class="scroll">{"".join(tables)}</div></details></section>'
     )
 
 
-def _setting(panels: dict[str, list[Point]], steps: int) -> str:
-    heat = not figures.is_line(next(iter(panels.values())))
+def _setting(groups: dict[str, list[Point]], steps: int) -> str:
+    heat = not is_line(next(iter(groups.values())))
     reading = f"Numbers in cells are per cent; a frame means usable, {svg.CROSS} that a seed diverged." if heat else ""
     filled = "" if heat else "Filled points are usable; bands reach from the lowest to the highest seed."
     return escape(f"{steps} steps. {reading}{filled}")
 
 
-def _points_table(panel: str, points: Sequence[Point]) -> str:
-    varies = summary.WORDS[EXPERIMENTS[points[0].experiment].varies].rstrip(":")
-    single = figures.is_line(points) and all(point.value == point.learning_rate for point in points)
+def _points_table(panel: str, group: Sequence[Point]) -> str:
+    varies = WORDS[EXPERIMENTS[group[0].experiment].varies]
+    single = varies == WORDS["learning_rate"]
     heads = [varies, *([] if single else ["learning rate"]), "normalisation", "mean", "lowest", "highest"]
     rows = []
-    for p in points:
-        cells = [summary.shown(p.value), *([] if single else [f"{p.learning_rate:g}"])]
+    for p in group:
+        cells = [shown(p.value), *([] if single else [f"{p.learning_rate:g}"])]
         cells += ["batch" if p.norm == "batch" else "none", *(f"{value:.4f}" for value in (p.mean, p.low, p.high))]
         steps = f"{p.mean_steps:.0f}" if None not in p.steps_to_target else "not all seeds"
         rows.append([*cells, steps, f"{p.diverged} of {len(p.accuracies)}", "yes" if p.usable else "no"])

@@ -8,9 +8,9 @@ from typing import Any
 
 from ..report import BLUE, GREY, ORANGE, png
 from .experiments import EXPERIMENTS
-from .figures import NAMES, is_line
+from .figures import NAMES
+from .points import MARGIN, WORDS, Point, arm, is_line, panels, points, shown
 from .running import PERCENTILES, Curve
-from .summary import MARGIN, WORDS, Point, arm, panels, points, shown
 
 STYLES = {"batch": (BLUE, "o", "-"), "none": (ORANGE, "s", "--")}
 
@@ -71,7 +71,7 @@ def _lines(axes: Any, panel: str, group: Sequence[Point]) -> None:
             axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor=face)
     axes.axhline(max(point.mean for point in group) - MARGIN, color=GREY, linestyle=":", linewidth=1, label="usable")
     axes.set(title=panel, xscale="log", ylim=(0, 1), ylabel="test accuracy")
-    axes.set_xlabel(WORDS[EXPERIMENTS[group[0].experiment].varies].rstrip(":"))
+    axes.set_xlabel(WORDS[EXPERIMENTS[group[0].experiment].varies])
     _finished(axes)
 
 
@@ -91,7 +91,7 @@ def _heat_map(axes: Any, panel: str, norm: str, group: Sequence[Point]) -> None:
     axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
     axes.set_yticks(range(len(values)), [shown(value) for value in values])
     axes.set(title=f"{panel}, {NAMES[norm]}", xlabel="learning rate")
-    axes.set_ylabel(WORDS[EXPERIMENTS[group[0].experiment].varies].rstrip(":"))
+    axes.set_ylabel(WORDS[EXPERIMENTS[group[0].experiment].varies])
 
 
 def _accuracies(axes: Any, curves: Sequence[Curve]) -> None:

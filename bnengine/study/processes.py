@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoints
+from ..bench.machine import commit
 from ..config import ConfigError
 from .experiments import Run
 from .running import Curve, Problem, Row, train
@@ -89,12 +90,14 @@ def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs:
     missing = [run for run in runs if run not in file.done]
     if not missing:
         return
-    began = time.perf_counter()
-    with _one_thread_each():
-        for result in progress(_results(missing, source, target, min(jobs, len(missing))), len(missing)):
-            file.add(result)
-    seconds = round(time.perf_counter() - began, 1)
-    file.end_session({"runs": len(missing), "jobs": jobs, "seconds": seconds})
+    began, before = time.perf_counter(), len(file.done)
+    try:
+        with _one_thread_each():
+            for result in progress(_results(missing, source, target, min(jobs, len(missing))), len(missing)):
+                file.add(result)
+    finally:
+        seconds = round(time.perf_counter() - began, 1)
+        file.end_session({"runs": len(file.done) - before, "jobs": jobs, "seconds": seconds, "commit": commit()})
 
 
 def _results(runs: list[Run], source: str, target: float, jobs: int) -> Iterator[Result]:

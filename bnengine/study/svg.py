@@ -48,10 +48,12 @@ class Scale:
         return round(self.start + min(max(part, 0.0), 1.0) * (self.end - self.start), 1)
 
     def ticks(self) -> list[float]:
-        """Powers of ten, or about five round numbers."""
+        """Powers of ten, over less than two decades 2 and 5 times them too; or about five round numbers."""
         if self.log:
-            exponents = range(math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9) + 1)
-            return [10.0**exponent for exponent in exponents]
+            exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
+            digits = (1,) if self.high / self.low >= 100 else (1, 2, 5)
+            values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
+            return [value for value in values if 0.999 * self.low <= value <= 1.001 * self.high]
         step = 10 ** math.floor(math.log10(self.high - self.low))
         step = next(step * part for part in (0.1, 0.2, 0.25, 0.5, 1, 2) if (self.high - self.low) / (step * part) <= 6)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)

@@ -1,0 +1,488 @@
+"""The study: its plan, one run, processes that are killed, sentences that follow from rows, the record and the page."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bnengine import study
+from bnengine.cli import main
+from bnengine.study import page, points, processes, running, summary
+from bnengine.study.experiments import EXPERIMENTS, Run, runs
+
+TINY = ["--quick", "--seeds", "2", "--steps", "12", "--jobs", "2"]
+NAMES = "section_4_1,bias,norm_position"
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error)."""
+    try:
+        status = main(["study", *map(str, arguments)])
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A tiny study, made through the command line once for the module."""
+    pytest.importorskip("matplotlib")
+    pytest.importorskip("sklearn")
+    path = tmp_path_factory.mktemp("study") / "tiny"
+    assert main(["study", *TINY, "--experiment", NAMES, "--out", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def record(directory):
+    return json.loads((directory / "study.json").read_text())
+
+
+# ---- the plan
+
+
+def planned(*names, quick=False):
+    return runs(names or tuple(EXPERIMENTS), seeds=3, steps=2000, quick=quick)
+
+
+def test_the_plan_is_what_the_study_promises():
+    every = planned()
+    assert len(every) == len(set(every))
+    assert min(run.steps for run in every) == 2000
+    assert {run.seed for run in every} == {0, 1, 2}
+    for panel in EXPERIMENTS["learning_rate"].panels:
+        rates = sorted({run.learning_rate for run in every if (run.experiment, run.panel) == ("learning_rate", panel)})
+        assert len(rates) == 10
+        assert math.log10(rates[-1] / rates[0]) >= 4
+    scales = [run.scale for run in planned("initial_scale")]
+    assert math.log10(max(scales) / min(scales)) >= 4
+    assert {2, 50} <= {run.hidden for run in planned("depth")}
+    assert {run.optimizer for run in planned("optimizer")} == {"sgd", "momentum", "nesterov", "rmsprop", "adam"}
+    assert min(run.batch_size for run in planned("batch_size")) == 2
+    assert {(run.value, run.norm) for run in planned("norm_position")} == {
+        ("pre", "batch"),
+        ("post", "batch"),
+        ("none", "none"),
+    }
+    assert {run.bias for run in planned("bias")} == {"with", "without"}
+
+
+def test_the_arms_differ_by_the_normalisation_alone():
+    every = set(planned("learning_rate", "matched", "initial_scale", "optimizer", "batch_size", "depth"))
+    assert {dataclasses.replace(run, norm="none") for run in every if run.norm == "batch"} == {
+        run for run in every if run.norm == "none"
+    }
+
+
+def test_quick_takes_every_second_value():
+    assert sorted({run.learning_rate for run in planned("learning_rate", quick=True)}) == [0.001, 0.01, 0.1, 1, 10]
+    assert len(planned(quick=True)) < 0.6 * len(planned())
+
+
+# ---- one run
+
+
+@pytest.fixture(scope="module")
+def problem():
+    pytest.importorskip("sklearn")
+    return running.Problem.of("digits")
+
+
+def tiny(**fields):
+    return Run(**{"experiment": "x", "panel": "x", "value": 1, "norm": "none", "seed": 0, "steps": 30, **fields})
+
+
+def test_inputs_are_standardised_by_the_training_rows(problem):
+    varied = problem.x.std(axis=0) > 0
+    np.testing.assert_allclose(problem.x.mean(axis=0, dtype=np.float64), 0, atol=1e-6)
+    np.testing.assert_allclose(problem.x.std(axis=0, dtype=np.float64)[varied], 1, rtol=1e-5)
+
+
+def test_a_run_is_looked_at_where_it_says_and_counts_steps_to_the_target(problem):
+    row, curve = running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.8)
+    assert curve["step"] == running.looks(30) == [11, 15, 21, 30]
+    first = next(step for step, seen in zip(curve["step"], curve["test_accuracy"], strict=True) if seen >= 0.8)
+    assert row["steps_to_target"] == first < 30
+    assert row["test_accuracy"] == curve["test_accuracy"][-1] > 0.8
+    assert (row["diverged"], row["diverged_at"], row["network"]) == (False, None, "3 x 100 relu")
+    assert running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.999)[0]["steps_to_target"] is None
+
+
+def test_a_run_that_diverges_stops_and_counts_as_guessing(problem):
+    row, curve = running.train(tiny(learning_rate=1e4), problem, 0.8)
+    assert row["diverged"]
+    assert row["diverged_at"] < 30
+    assert row["test_accuracy"] == pytest.approx(0.1)
+    assert row["steps_to_target"] is None
+    assert np.isfinite(curve["loss"]).all()
+
+
+def test_a_run_repeats_with_its_seed_and_not_with_another(problem):
+    curves = [running.train(tiny(norm="batch", seed=seed), problem, 0.8)[1] for seed in (0, 0, 1)]
+    assert curves[0] == curves[1] != curves[2]
+
+
+def test_the_redundant_bias_is_there_and_changes_nothing(problem):
+    settings = {"norm": "batch", "dtype": "float64"}
+    net = running.network(tiny(**settings, bias="with"), 64, 10)
+    assert sum(getattr(layer, "bias", False) for layer in net.layers) == 3 + 1
+    (_, ours), (_, other) = (running.train(tiny(**settings, bias=bias), problem, 0.8) for bias in ("with", "without"))
+    np.testing.assert_allclose(ours["loss"], other["loss"], rtol=0, atol=1e-12)
+
+
+# ---- a whole study
+
+
+def test_a_study_writes_its_record_table_plots_and_page(directory, record):
+    names = NAMES.split(",")
+    assert {path.name for path in directory.iterdir()} == {*study.FILES[:4], *(f"{name}.png" for name in names)}
+    meta = record["meta"]
+    assert {"command", "versions", "data", "seeds", "steps", "target", "usable", "commit", "sessions"} <= set(meta)
+    assert meta["command"] == f"bnengine study --experiment {NAMES} --quick --seeds 2 --steps 12"
+    assert (meta["data"], meta["seeds"], meta["steps"], meta["target"]) == ("digits", [0, 1], 12, 0.8)
+    assert [session["runs"] for session in meta["sessions"]] == [len(record["rows"])] == [4 + 4 + 24]
+    wanted = "experiment network norm value optimizer learning_rate batch_size seed steps seconds test_accuracy"
+    for row in record["rows"]:
+        assert {*wanted.split(), "steps_to_target", "diverged"} <= set(row)
+    assert len(record["curves"]) == len(record["rows"])
+    assert all((directory / f"{name}.png").read_bytes().startswith(b"\x89PNG") for name in names)
+
+
+def test_the_csv_holds_the_rows(directory, record):
+    with (directory / "study.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == list(record["rows"][0])
+    for row, expected in zip(rows, record["rows"], strict=True):
+        assert row == {name: "" if value is None else str(value) for name, value in expected.items()}
+
+
+def test_the_sentences_of_a_record_follow_from_its_rows(record):
+    said = summary.sentences(record["rows"], record["curves"], record["meta"]["target"])
+    assert [sentence._asdict() for sentence in said] == record["summary"]
+
+
+def test_the_paper_s_curve_holds_percentiles_gamma_and_beta(record):
+    curves = [curve for curve in record["curves"] if curve["experiment"] == "section_4_1"]
+    assert {curve["step"][-1] for curve in curves} == {120}
+    for curve in curves:
+        inputs = np.asarray(curve["input_percentiles"])
+        assert inputs.shape == (len(curve["step"]), 3)
+        assert (np.diff(inputs, axis=1) >= 0).all()
+        assert ("gamma" in curve) == (curve["norm"] == "batch")
+    learned = next(curve for curve in curves if curve["norm"] == "batch")
+    assert learned["gamma"][-1] != 1
+    assert learned["beta"][-1] != 0
+
+
+def test_resume_makes_no_run_twice(directory, capsys, monkeypatch):
+    before = (directory / "rows.jsonl").read_bytes()
+    monkeypatch.setattr(processes, "_results", None)  # no process is started
+    status, out, _ = run(capsys, *TINY, "--experiment", NAMES, "--out", directory, "--resume")
+    assert status == 0
+    assert (directory / "rows.jsonl").read_bytes() == before
+    assert f"written to {directory}" in out
+
+
+def started(*arguments):
+    command = [sys.executable, "-m", "bnengine", "study", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def children_of(pid):
+    tasks = Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in tasks.read_text().split()] if tasks.exists() else []
+
+
+def rows_of(path):
+    """Finished runs by what they are; a torn last line does not count."""
+    whole = path.read_text().rpartition("\n")[0].split("\n")[1:] if path.exists() else []
+    entries = [json.loads(line) for line in whole]
+    return {processes._run_of(entry["row"]): entry for entry in entries if "row" in entry}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
+def test_a_killed_study_goes_on_where_it_was(capsys, problem):
+    pytest.importorskip("matplotlib")
+    options = ["--quick", "--seeds", "1", "--steps", "200", "--experiment", "optimizer", "--jobs", "2", "--out", "cut"]
+    process = started(*options)
+    file = Path("cut/rows.jsonl")
+    while len(rows_of(file)) < 3 and process.poll() is None:
+        time.sleep(0.01)
+    children = children_of(process.pid)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 60
+    while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]  # no orphan goes on
+    kept = rows_of(file)
+    assert 3 <= len(kept) < 18
+    with file.open("a") as torn:
+        torn.write('{"row": {"experim')
+    assert run(capsys, *options, "--resume")[0] == 0
+    done = rows_of(file)
+    assert len(done) == 18
+    assert kept.items() <= done.items()  # not made again: seconds and all
+    record = json.loads(Path("cut/study.json").read_text())
+    assert [session["runs"] for session in record["meta"]["sessions"]] == [18 - len(kept)]
+    for one in (0, -1):  # of both sessions: the same numbers as a run by itself
+        row, curve = running.train(list(done)[one], problem, 0.8)
+        assert curve == done[list(done)[one]]["curve"]
+        assert row | {"seconds": 0} == done[list(done)[one]]["row"] | {"seconds": 0}
+
+
+# ---- sentences against rows made by hand
+
+
+def rows(experiment, accuracies, *, panel="p", rates=None, steps=None, diverged=()):
+    """A row for each seed of {(norm, value): accuracies of the seeds}."""
+    return [
+        {
+            "experiment": experiment,
+            "panel": panel,
+            "norm": norm,
+            "value": value,
+            "learning_rate": (rates or {}).get((norm, value), 0.1) if experiment != "learning_rate" else value,
+            "seed": seed,
+            "test_accuracy": accuracy,
+            "steps_to_target": (steps or {}).get((norm, value)),
+            "diverged": (norm, value) in diverged,
+        }
+        for (norm, value), seeds in accuracies.items()
+        for seed, accuracy in enumerate(seeds)
+    ]
+
+
+def said(made, curves=(), target=0.8):
+    return {sentence.text: sentence.wins for sentence in summary.sentences(made, curves, target)}
+
+
+WIDE = {
+    ("batch", 0.01): (0.80, 0.86),
+    ("batch", 0.1): (0.86, 0.86),
+    ("batch", 1.0): (0.84, 0.84),
+    ("none", 0.01): (0.83, 0.84),
+    ("none", 0.1): (0.85, 0.83),
+    ("none", 1.0): (0.1, 0.1),
+}
+
+
+def test_usable_is_within_two_points_of_the_best_mean_of_both_arms():
+    found = {(point.norm, point.value): point for point in points.points(rows("learning_rate", WIDE))}
+    usable = {key for key, point in found.items() if point.usable}
+    assert usable == {("batch", 0.1), ("batch", 1.0), ("none", 0.1)}  # 0.84 is still within two points of 0.86
+    assert found["batch", 0.01].mean == pytest.approx(0.83)
+    assert (found["batch", 0.01].low, found["batch", 0.01].high) == (0.80, 0.86)
+
+
+def test_usable_is_asked_in_each_panel_by_itself():
+    made = rows("learning_rate", {("batch", 1.0): [0.9], ("none", 1.0): [0.5]}) + rows(
+        "learning_rate", {("batch", 1.0): [0.4], ("none", 1.0): [0.5]}, panel="q"
+    )
+    assert [point.usable for point in points.points(made)] == [True, False, False, True]
+
+
+def test_words_for_a_result_where_batch_normalisation_wins():
+    steps = {("batch", 0.1): 100, ("batch", 1.0): 50, ("none", 0.1): 200}
+    made = rows("learning_rate", WIDE | {("batch", 0.01): (0.85, 0.87)}, steps=steps, diverged={("none", 1.0)})
+    assert said(made) == {
+        "p: usable learning rates with batch normalisation: 3 of 3, 0.01 to 1 (2.0 decades); "
+        "without it: 1 of 3, 0.1 (0.0 decades).": True,
+        "p: test accuracy 0.8 is reached after 50 steps with batch normalisation (learning rate 1) and after 200 steps "
+        "without it (learning rate 0.1), 4.0 times as many.": True,
+        "p: best mean test accuracy 0.860 [0.850, 0.870] with batch normalisation (learning rate 0.01), "
+        "0.840 [0.830, 0.850] without it (learning rate 0.1): the seeds overlap, batch normalisation does not win.": False,
+        "p: runs that diverged: 0 of 6 with batch normalisation, 2 of 6 without it.": None,
+    }
+
+
+def test_words_for_a_result_where_batch_normalisation_loses():
+    swapped = {("none" if norm == "batch" else "batch", value): seeds for (norm, value), seeds in WIDE.items()}
+    swapped["none", 0.01] = (0.88, 0.87)
+    steps = {("batch", 0.1): 200, ("none", 0.1): 50}
+    made = said(rows("learning_rate", swapped, steps=steps))
+    assert made == {
+        "p: usable learning rates with batch normalisation: none of 3; without it: 2 of 3, 0.01 to 0.1 (1.0 decades). "
+        "Batch normalisation does not widen the range here.": False,
+        "p: test accuracy 0.8 is reached after 200 steps with batch normalisation (learning rate 0.1) and after 50 "
+        "steps without it (learning rate 0.1), 0.2 times as many. Batch normalisation is not faster here.": False,
+        "p: best mean test accuracy 0.840 [0.830, 0.850] with batch normalisation (learning rate 0.1), "
+        "0.875 [0.870, 0.880] without it (learning rate 0.01): lower with it by 3.5 points, batch normalisation does "
+        "not win.": False,
+    }
+
+
+def test_steps_count_only_where_every_seed_arrives():
+    made = rows("learning_rate", WIDE, steps={("batch", 0.1): 100, ("batch", 1.0): 50})
+    next(row for row in made if (row["norm"], row["value"]) == ("batch", 1.0))["steps_to_target"] = None
+    fastest = next(text for text in said(made) if "is reached" in text)
+    assert "after 100 steps with batch normalisation (learning rate 0.1) and not by every seed without it." in fastest
+
+
+def test_words_for_depth_where_batch_normalisation_loses():
+    made = rows(
+        "depth",
+        {("batch", 2): [0.85], ("batch", 50): [0.3], ("none", 2): [0.84], ("none", 50): [0.81]},
+        rates={},
+    )
+    texts = said(made)
+    assert (
+        texts[
+            "p: deepest network whose mean test accuracy reaches 0.8: 2 hidden layers with batch normalisation, "
+            "50 hidden layers without it. Batch normalisation does not train a deeper one here."
+        ]
+        is False
+    )
+    assert texts["p: batch normalisation loses with this many hidden layers: 50 (0.300 with, 0.810 without)."] is False
+
+
+def test_words_for_the_matched_and_the_largest_learning_rates():
+    made = rows("learning_rate", WIDE | {("batch", 1.0): (0.86, 0.87), ("none", 0.1): (0.855, 0.865)})
+    texts = said([row | {"experiment": "matched"} for row in made])
+    assert (
+        texts[
+            "p: at the matched learning rate 0.1: 0.860 [0.860, 0.860] with batch normalisation, 0.860 [0.855, 0.865] "
+            "without it: the seeds overlap, batch normalisation does not win."
+        ]
+        is False
+    )
+    assert any(text.startswith("p: each at its largest usable learning rate: 0.865 [0.860, 0.870]") for text in texts)
+
+
+def test_words_for_small_batches_and_positions():
+    texts = said(rows("batch_size", {("batch", 2): [0.3], ("batch", 8): [0.8], ("none", 2): [0.7], ("none", 8): [0.6]}))
+    assert texts["p: batch normalisation loses with this many rows in a batch: 2 (0.300 with, 0.700 without)."] is False
+    made = rows("norm_position", {("batch", "pre"): [0.84], ("batch", "post"): [0.86], ("none", "none"): [0.7]})
+    expected = (
+        "p: normalised before the activation 0.840 [0.840, 0.840] (learning rate 0.1), after it 0.860 [0.860, 0.860] "
+        "(learning rate 0.1): after is higher by 2.0 points."
+    )
+    assert said(made)[expected] is None
+
+
+def test_every_experiment_has_something_said_of_it():
+    assert summary.SAID.keys() == EXPERIMENTS.keys()
+
+
+# ---- the page
+
+
+def test_the_page_stands_alone(directory):
+    text = (directory / "study.html").read_text()
+    for mark in ("<script", "http://", "https://", "@import", "url(", "src="):
+        assert mark not in text
+
+
+def test_text_from_outside_is_escaped(record):
+    made = page.html({**record, "meta": {**record["meta"], "data": "<b>&.csv"}})
+    assert "<b>&.csv" not in made
+    assert "&lt;b&gt;&amp;.csv" in made
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    program = shutil.which("chromium") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("needs the program chromium")
+    with sync.sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+def test_the_page_in_a_browser(browser, directory, record):
+    tab = browser.new_page(viewport={"width": 390, "height": 844})
+    requests, trouble = [], []
+    tab.on("request", lambda request: requests.append(request.url))
+    tab.on("console", lambda message: trouble.append(message.text))
+    tab.on("pageerror", lambda error: trouble.append(str(error)))
+    address = (directory / "study.html").as_uri()
+    tab.goto(address)
+    assert (requests, trouble) == ([address], [])
+    assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # nothing is wider than a phone
+    shown = tab.locator("caption").evaluate_all(
+        """captions => captions.map(caption => [caption.closest('section').id, caption.textContent,
+           [...caption.parentElement.querySelectorAll('tbody tr')].map(row => [...row.cells].map(c => c.textContent))])"""
+    )
+    tables = {(section, caption): cells for section, caption, cells in shown}
+    for (experiment, panel), group in points.panels(points.points(record["rows"])).items():
+        table = tables[experiment, panel]
+        means = {}
+        for row in record["rows"]:
+            if (row["experiment"], row["panel"]) == (experiment, panel):
+                key = (row["value"], row["norm"], row["learning_rate"])
+                means.setdefault(key, []).append(row["test_accuracy"])
+        assert [cells[-6] for cells in table] == [f"{np.mean(seeds):.4f}" for seeds in means.values()]
+        assert [cells[-1] for cells in table] == ["yes" if point.usable else "no" for point in group]
+    words = tab.inner_text("main")
+    for sentence in record["summary"]:
+        assert sentence["text"] in words
+    for fact in (record["meta"]["command"], record["meta"]["versions"]["numpy"], "Seeds"):
+        assert fact in words
+    assert tab.locator("svg[role=img]").count() == len(tab.locator("figure").all()) > 5
+    for scheme, ground in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 24, 30)")):
+        tab.emulate_media(color_scheme=scheme)
+        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+    tab.emulate_media(media="print", color_scheme="dark")  # paper stays white, and the tables are printed
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert tab.locator("table").first.bounding_box()["height"] > 20
+    tab.close()
+
+
+# ---- requests that are refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--experiment", "depth,width"], "experiment: expected some of section_4_1, learning_rate, "),
+        (["--seeds", "2"], "seeds: expected at least 3, got 2; --quick takes less"),
+        (["--steps", "100"], "steps: expected at least 2000, got 100; --quick takes less"),
+        (["--quick", "--steps", "0"], "steps: expected at least 1, got 0"),
+        (["--target", "1.5"], "target: expected a test accuracy between 0 and 1, got 1.5"),
+        (["--jobs", "0"], "jobs: expected at least 1, got 0"),
+        (["--resume"], "resume: name the study with out"),
+        (["--resume", "--overwrite", "--out", "x"], "resume and overwrite exclude each other"),
+        (["--data", "nothing.csv"], "data: no file or directory nothing.csv"),
+    ],
+)
+def test_requests_that_cannot_be_met(capsys, arguments, reason):
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"bnengine: {reason}")
+    assert err.count("\n") == 1
+    assert os.listdir() == []
+
+
+def test_values_are_no_classes(capsys):
+    Path("values.csv").write_text("a,b\n" + "".join(f"{i},{i / 7}\n" for i in range(60)))
+    status, _, err = run(capsys, "--data", "values.csv")
+    assert (status, err) == (2, "bnengine: data: the study needs classes to learn, and values.csv has values\n")
+
+
+def test_a_directory_that_is_no_study_or_another_s_is_refused(capsys, directory):
+    Path("mine").mkdir()
+    Path("mine/letter.txt").write_text("dear")
+    status, _, err = run(capsys, *TINY, "--out", "mine", "--overwrite")
+    assert (status, os.listdir("mine")) == (2, ["letter.txt"])
+    assert err.startswith("bnengine: out: mine holds letter.txt and no rows.jsonl")
+    status, _, err = run(capsys, *TINY, "--out", directory)
+    assert status == 2
+    assert "--resume goes on with it, --overwrite starts anew in it" in err
+    status, _, err = run(capsys, *TINY, "--out", directory, "--resume", "--target", "0.7")
+    assert status == 2
+    assert "holds rows of target 0.8, expected 0.7; choose another directory" in err
