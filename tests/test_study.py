@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libraries import need
 
 from bnengine import study
 from bnengine.cli import main
@@ -394,7 +395,7 @@ def test_text_from_outside_is_escaped(record):
 
 @pytest.fixture(scope="module")
 def browser():
-    sync = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+    sync = need("playwright.sync_api")
     program = shutil.which("chromium") or shutil.which("google-chrome")
     if program is None:
         pytest.skip("needs the program chromium")
