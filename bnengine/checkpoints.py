@@ -108,7 +108,7 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     header, arrays = _read(Path(path))
     try:
         net, metadata = from_spec(json.loads(header["network"])), json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description of the network cannot be read: {error}") from error
     optimizer = {name: array for name, array in arrays.items() if name.startswith("optimizer.")}
     own = {name: array for name, array in arrays.items() if name not in optimizer}

@@ -43,9 +43,13 @@ WRONG_REQUEST = (
 
 
 def _reason(error: Exception) -> str:
+    """One line of printable characters, whatever a file has put into it."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}"
+    words = " ".join(text.split()) or type(error).__name__
+    shown = words if len(words) <= 1000 else f"{words[:1000]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def _failed(reason: str, status: int) -> int:

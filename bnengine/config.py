@@ -86,8 +86,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value!r}")
-        if self.seed >= 2**32:
-            raise ConfigError(f"seed: expected less than 2**32, got {self.seed}")
+            if value is not None and value >= 2**32:
+                raise ConfigError(f"{name}: expected less than 2**32, got {value}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -95,6 +95,8 @@ class Config:
         for name in ("weight_decay", "initial_scale"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+        if any(size >= 2**31 for size in self.hidden):
+            raise ConfigError("hidden: expected sizes below 2**31, got a larger one")
         if any(size < 1 for size in self.hidden):
             raise ConfigError(f"hidden: expected positive sizes, got {','.join(map(str, self.hidden))}")
         if self.early_stopping is not None and self.validation == 0:
@@ -130,7 +132,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: no such file: {path}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: what is no TOML, no UTF-8, too long a number
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     for name in values:
         if name not in FIELDS:
@@ -158,6 +160,8 @@ def _converted(name: str, value: Any) -> Any:
     kind = str(FIELDS[name].type).removesuffix(" | None")
     if kind == "tuple[int, ...]":
         return _sizes(name, value)
+    if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
+        raise ConfigError(f"{name}: expected a number below 2**63, got a larger one")
     accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
     if kind == "str" and name == "label" and type(value) is int:
         return str(value)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, checkpoints, data, kernels, report
+from . import __version__, checkpoints, data, kernels, readers, report
 from .backends import Backend
 from .backends import backend as make_backend
 from .checkpoints import CheckpointError, Loaded
 from .config import Config, ConfigError, resolve, to_toml
-from .data import DataError, Dataset, HostArray
+from .data import Dataset
 from .layers import Sequential, mlp
 from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
+from .readers import DataError, HostArray
 from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics, predict, statistics_gap
 
 SMALL_PRODUCT = 1e8
@@ -340,11 +341,12 @@ def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loade
 def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray, HostArray]:
     """(x, y) to evaluate on: the test part where the source has one, else all of its rows."""
     task, classes, path = loaded.metadata["task"], loaded.metadata["classes"], Path(source)
-    if path.suffix == ".csv" and path.exists():
+    lines: Sequence[int] = ()
+    if path.suffix == ".csv" and path.is_file():
         label = label or loaded.metadata["label"]
-        *_, x, y = data.read_csv(path, label=label, columns=loaded.metadata["columns"])
-    elif path.suffix == ".npz" and path.exists():
-        arrays = data.read_npz(path)
+        *_, x, y, lines = readers.read_csv(path, label=label, columns=loaded.metadata["columns"])
+    elif path.suffix == ".npz" and path.is_file():
+        arrays = readers.read_npz(path)
         suffix = "_test" if "x_test" in arrays else ""
         if f"x{suffix}" not in arrays or f"y{suffix}" not in arrays:
             raise DataError(f"{path}: expected the arrays x and y, got {', '.join(arrays) or 'none'}")
@@ -353,15 +355,15 @@ def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray
     else:
         dataset = data.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, data.class_numbers(y, classes, source) if task == "classification" else data.values(y, source)
+    return x, data.class_numbers(y, classes, source, lines) if task == "classification" else data.values(y, source)
 
 
 def _unlabelled(source: str, loaded: Loaded) -> HostArray:
     path = Path(source)
-    if path.suffix == ".csv" and path.exists():
-        return data.read_csv(path, columns=loaded.metadata["columns"], labelled=False)[2]
-    if path.suffix == ".npz" and path.exists():
-        arrays = data.read_npz(path)
+    if path.suffix == ".csv" and path.is_file():
+        return readers.read_csv(path, columns=loaded.metadata["columns"], labelled=False).x
+    if path.suffix == ".npz" and path.is_file():
+        arrays = readers.read_npz(path)
         if "x" not in arrays:
             raise DataError(f"{path}: expected an array x, got {', '.join(arrays) or 'none'}")
         return data.numbers(path, "x", arrays["x"])

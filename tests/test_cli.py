@@ -101,6 +101,9 @@ def test_a_csv_from_training_to_prediction(capsys, rng):
     status, _, err = run(capsys, "evaluate", "run", "--data", "new.csv")  # its last column is not the label by chance
     assert (status, err) == (2, "bnengine: new.csv: no column 'kind'; its columns are north, east, label\n")
     assert run(capsys, "evaluate", "run", "--data", "new.csv", "--label", "label")[0] == 0
+    Path("new.csv").write_text("north,east,kind\n5,2,right\n\n5,2,Up\x1b[2J\n")
+    status, _, err = run(capsys, "evaluate", "run", "--data", "new.csv")
+    assert err == "bnengine: new.csv, line 4: label 'Up\\x1b[2J' is none of the classes left, right\n"
     Path("new.csv").write_text("north\n5\n")
     assert run(capsys, "predict", "run", "--data", "new.csv") == (
         2,
@@ -224,6 +227,8 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
 
 WRONG = [
     (["train", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+    (["train", "--data", ""], "data: expected a name or a path, got ''"),
+    (["train", "--data", "\x1b[2J\n.csv"], "data: no file or directory \\x1b[2J .csv"),
     (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
     (["train", "--data", "digits", "--label", "y"], "label: only a CSV file has a label column"),
     (["train", "--config", "none.toml"], "config: no such file: none.toml"),
@@ -264,7 +269,7 @@ def test_wrong_data_for_a_run(digits_run, capsys):
     np.savez("strange.npz", x=np.ones((3, 64)), y=np.asarray([1, 2, 11]))
     status, _, err = run(capsys, "evaluate", digits_run, "--data", "strange.npz")
     assert status == 2
-    assert "label '11' in row 2 is none of the classes" in err
+    assert "strange.npz, row 2: label '11' is none of the classes" in err
 
 
 def test_resume_refuses_another_configuration(digits_run, capsys):
