@@ -64,6 +64,11 @@ class Config:
     epochs: int = _option(30, "passes over the training rows")
     early_stopping: int | None = _option(None, "stop after so many epochs without a lower validation loss")
     precise_bn: bool = _option(False, "recompute the running statistics over the training rows at the end")
+    on_nonfinite: str = _option(
+        "stop",
+        "where a loss or gradient is not finite, stop at the end of the epoch or skip the step's update",
+        ("stop", "skip"),
+    )
     seed: int = _option(0, "seed of the splits, the initial weights and the shuffles")
     backend: str = _option(
         "auto", "array library; auto: cupy where a GPU answers, else numpy", ("auto", *backends.NAMES)

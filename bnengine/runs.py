@@ -46,7 +46,7 @@ def train(
     ConfigError, DataError, FileExistsError
         Where the request cannot be met; nothing has been written then.
     NonFiniteError
-        Where the loss was not finite; the network of the last good epoch has been saved.
+        Where the loss or a gradient was not finite; the network of the last good epoch has been saved.
     """
     problem = Problem.of(config)
     net, optimizer = problem.net, problem.optimizer
@@ -79,6 +79,7 @@ def train(
                 start=start,
                 early_stopping=config.early_stopping,
                 precise_bn=config.precise_bn,
+                on_nonfinite=config.on_nonfinite,
                 callback=after_epoch,
                 progress=progress,
             )
