@@ -226,6 +226,9 @@ def blend(
 # ---- the network's other hot operations
 
 
+relu, relu_backward = reference.relu, reference.relu_backward
+
+
 @_on_device
 def sigmoid(x: Array) -> Array:
     y = cupy.empty(x.shape, dtype=x.dtype)
