@@ -237,7 +237,16 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array, period: int, length: int, gamma: Array, beta: Array, eps: float, relu: bool, streaming: bool, statistics: Array, y: Array
+    x: Array,
+    period: int,
+    length: int,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    relu: bool,
+    streaming: bool,
+    statistics: Array,
+    y: Array,
 ) -> None:
     """`statistics` receives the rows mean, remainder, var."""
     rows = x.size // period

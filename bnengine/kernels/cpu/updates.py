@@ -7,7 +7,7 @@ reference makes new ones. Scalars come in the leaves' dtype, or Numba would comp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -123,7 +123,7 @@ def adam(
     return params, first, second
 
 
-def _update(loop: Callable[..., None], lists: tuple[list[Array], ...], scalars: list[tuple[float, ...]]) -> None:
+def _update(loop: Callable[..., None], lists: tuple[list[Array], ...], scalars: Sequence[tuple[float, ...]]) -> None:
     """Run the loop over each leaf (its arrays in the order of `lists`: params, grads, slots) with its scalars."""
     dtype = lists[0][0].dtype
     typed = {values: np.asarray(values, dtype) for values in set(scalars)}
