@@ -48,3 +48,10 @@ def fuzz(session: nox.Session) -> None:
     """10,000 damaged files for each reader, under limits on memory and time: `nox -s fuzz -- npz --cases 500`."""
     session.install("-e", ".[test]")
     session.run("python", "tests/fuzz.py", *session.posargs)
+
+
+@nox.session
+def crashes(session: nox.Session) -> None:
+    """100 kills of `bnengine train --resume`, 20 of them inside a write, and a full disk."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/crashes.py", *session.posargs)

@@ -111,6 +111,17 @@ class Config:
         if self.resume and self.out is None:
             raise ConfigError("resume: name the run with out")
 
+    def kept(self) -> dict[str, Any]:
+        """What the run is, without what is not set and where it goes."""
+        kept = {name: getattr(self, name) for name, field in FIELDS.items() if field.compare}
+        return {name: value for name, value in kept.items() if value is not None} | {"hidden": list(self.hidden)}
+
+    def changed(self, now: Config) -> str | None:
+        """The first option in which a run that goes on differs; more epochs of a constant schedule are no change."""
+        longer = now.epochs > self.epochs and self.schedule == "constant"
+        names = [name for name, field in FIELDS.items() if field.compare and not (longer and name == "epochs")]
+        return next((name for name in names if getattr(self, name) != getattr(now, name)), None)
+
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
@@ -154,9 +165,7 @@ def to_toml(config: Config) -> str:
     except ImportError as error:
         raise ImportError("config.toml needs tomli-w; install the extra train") from error
 
-    kept = {name: getattr(config, name) for name, field in FIELDS.items() if field.compare}
-    values = {name: value for name, value in kept.items() if value is not None}
-    text: str = tomli_w.dumps({**values, "hidden": list(config.hidden)})
+    text: str = tomli_w.dumps(config.kept())
     return text
 
 

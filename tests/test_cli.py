@@ -15,7 +15,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import checkpoints, data, trees
+from bnengine import data, run_directory, trees
 from bnengine.cli import main
 from bnengine.config import FIELDS
 
@@ -38,7 +38,7 @@ def digits_run(capsys):
 
 
 def test_train_writes_a_whole_run_directory(digits_run):
-    assert set(os.listdir(digits_run)) == set(checkpoints.RUN_FILES)
+    assert set(os.listdir(digits_run)) == {*run_directory.FILES, ".lock"}
     rows = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"step", "seconds", "train_loss", "validation_loss", "validation_accuracy"} <= set(rows[0])
