@@ -41,3 +41,17 @@ def host_cuda(session: nox.Session) -> None:
     """The whole grid of the CUDA proof on the host: dtypes, layouts, schedules, architectures, sanitizers."""
     session.install("-e", ".[test]", *group("cuda-proof"))
     session.run("pytest", "tests/host_cuda", "-m", "grid", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """10,000 damaged files for each reader, under limits on memory and time: `nox -s fuzz -- npz --cases 500`."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/fuzz.py", *session.posargs)
+
+
+@nox.session
+def crashes(session: nox.Session) -> None:
+    """100 kills of `bnengine train --resume`, 20 of them inside a write, and a full disk."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/crashes.py", *session.posargs)

@@ -1,31 +1,23 @@
-"""Files of a run: networks as safetensors, written beside and renamed, so that a crash leaves the old file."""
+"""Networks as safetensors, with a checksum over all that they hold."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import trees
+from . import files, trees
 from ._typing import Tree
 from .backends import Backend, as_backend, as_numpy
 from .layers import PARAMETERS, Sequential, from_spec, to_spec
 
-FORMAT = "bnengine network 1"
-RUN_FILES = (
-    "config.toml",
-    "metrics.jsonl",
-    "summary.json",
-    "model.safetensors",
-    "checkpoint.safetensors",
-    "curves.png",
-)
+FORMAT, VERSION = "bnengine network", 1
+"""In the header as one: "bnengine network 1". Files of later versions are refused."""
 
 
 class CheckpointError(ValueError):
@@ -41,6 +33,8 @@ class Loaded(NamedTuple):
     opt_state: Tree
     """Empty where it was not saved."""
     metadata: dict[str, Any]
+    dtype: str
+    """Of the parameters in the file, which `load` brings to the backend's."""
 
 
 def save(
@@ -76,14 +70,23 @@ def save(
     >>> loaded.net == net, loaded.metadata, bool((loaded.params["1"]["gamma"] == 1).all())
     (True, {'classes': ['a', 'b', 'c']}, True)
     """
+    files.write(path, packed(net, params, state, opt_state=opt_state, metadata=metadata))
+
+
+def packed(
+    net: Sequential, params: Tree, state: Tree, *, opt_state: Tree | None = None, metadata: dict[str, Any] | None = None
+) -> bytes:
+    """What `save` writes."""
     arrays = {**trees.flatten(params), **trees.flatten(state)}
     if arrays.keys() != net.shapes().keys():
         raise ValueError(f"params, state: expected the arrays {', '.join(net.shapes())}, got {', '.join(arrays)}")
     arrays |= {f"optimizer.{name}": leaf for name, leaf in trees.flatten(opt_state or {}).items()}
     # safetensors writes strided and Fortran-ordered arrays wrongly without a word.
     contiguous = {name: np.ascontiguousarray(as_numpy(leaf)).reshape(np.shape(leaf)) for name, leaf in arrays.items()}
-    header = {"format": FORMAT, "network": json.dumps(to_spec(net)), "metadata": json.dumps(metadata or {})}
-    write(path, _safetensors().save(contiguous, header))
+    header = {"network": json.dumps(to_spec(net)), "metadata": json.dumps(metadata or {})}
+    header |= {"format": f"{FORMAT} {VERSION}", "sha256": _digest(header, contiguous)}
+    content: bytes = _safetensors().save(contiguous, header)
+    return content
 
 
 def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) -> Loaded:
@@ -98,18 +101,19 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     Returns
     -------
     Loaded
-        `(net, params, state, opt_state, metadata)`.
+        `(net, params, state, opt_state, metadata, dtype)`.
 
     Raises
     ------
     CheckpointError
-        Where the file is not a network's, is damaged, or its arrays do not fit its layers.
+        Where the file is not a network's, is damaged, was written by a later version, or its arrays do not
+        fit its layers.
     """
     backend = as_backend(backend)
     header, arrays = _read(Path(path))
     try:
         net, metadata = from_spec(json.loads(header["network"])), json.loads(header["metadata"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description of the network cannot be read: {error}") from error
     optimizer = {name: array for name, array in arrays.items() if name.startswith("optimizer.")}
     own = {name: array for name, array in arrays.items() if name not in optimizer}
@@ -119,75 +123,8 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     params = {name: leaf for name, leaf in leaves.items() if name.rpartition(".")[2] in PARAMETERS}
     state = {name: leaf for name, leaf in leaves.items() if name not in params}
     opt_state = {name.removeprefix("optimizer."): _leaf(array, backend) for name, array in optimizer.items()}
-    return Loaded(net, trees.unflatten(params), trees.unflatten(state), trees.unflatten(opt_state), metadata)
-
-
-def write(path: str | os.PathLike[str], content: bytes | str) -> None:
-    """Replace a file by new content that is complete on the disk first."""
-    raw = content.encode() if isinstance(content, str) else content
-    target = Path(path).resolve()  # a link stays, what it points to is replaced
-    try:
-        if target.exists() and not target.is_file():  # a device or a pipe is written to; a directory refuses
-            target.write_bytes(raw)
-        else:
-            _replace(target, raw)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes a file that only its owner can read
-        Path(beside).replace(path)
-    except BaseException:
-        Path(beside).unlink()
-        raise
-
-
-def new_run(out: str | None, name: str, *, overwrite: bool, resume: bool, files: Sequence[str] = RUN_FILES) -> Path:
-    """The directory of a run: a new one under runs/, or the one asked for.
-
-    `files` are those that it may hold; the first of them tells it from other directories.
-
-    Raises
-    ------
-    FileExistsError
-        Where it exists and neither `resume` nor `overwrite` was asked for, or holds what is no run's.
-    """
-    if out is None:
-        return _numbered(Path("runs"), name)
-    path = Path(out)
-    if path.exists() and not path.is_dir():
-        raise FileExistsError(f"out: {path} is a file, expected a directory")
-    found = sorted(entry.name for entry in path.iterdir()) if path.exists() else []
-    if found and not overwrite and not resume:
-        raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
-    if found and files[0] not in found:
-        raise FileExistsError(f"out: {path} holds {found[0]} and no {files[0]}, so it is no run; choose another")
-    path.mkdir(parents=True, exist_ok=True)
-    if overwrite:
-        for file in files:
-            (path / file).unlink(missing_ok=True)
-    return path
-
-
-def _numbered(parent: Path, name: str) -> Path:
-    parent.mkdir(parents=True, exist_ok=True)
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
-    number = 1
-    while True:
-        path = parent / f"{safe}-{number:03d}"
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
+    dtype = next((str(own[name].dtype) for name in params), "float32")
+    return Loaded(net, trees.unflatten(params), trees.unflatten(state), trees.unflatten(opt_state), metadata, dtype)
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
@@ -202,9 +139,26 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:
         raise CheckpointError(f"{path}: no such file") from None
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise CheckpointError(f"{path}: not a whole safetensors file: {error}") from error
-    if header.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: expected format {FORMAT!r}, got {header.get('format')!r}")
+    version = re.fullmatch(rf"{FORMAT} ([0-9]{{1,9}})", header.get("format", ""))
+    if version is None:
+        raise CheckpointError(f"{path}: expected a network's format, got {header.get('format')!r}")
+    if int(version[1]) > VERSION:
+        raise CheckpointError(
+            f"{path}: its format {version[1]} is newer than {VERSION}, which this bnengine reads; update it"
+        )
+    if header.get("sha256") != _digest(header, arrays):
+        raise CheckpointError(f"{path}: damaged: its content does not have its checksum")
     return header, arrays
+
+
+def _digest(header: dict[str, str], arrays: dict[str, np.ndarray[Any, Any]]) -> str:
+    """SHA-256 over the layers, the metadata and every array with its name, dtype and shape."""
+    digest = hashlib.sha256(json.dumps([header.get("network"), header.get("metadata")]).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        digest.update(json.dumps([name, str(array.dtype), array.shape]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _fits(path: str | os.PathLike[str], net: Sequential, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
@@ -230,9 +184,3 @@ def _safetensors() -> Any:
     except ImportError as error:
         raise ImportError("saving and loading networks needs safetensors; install the extra train") from error
     return numpy
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, backends
+from . import __version__, backends, interrupts
 from .config import FIELDS, ConfigError, resolve
+from .interrupts import Interrupted
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,9 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        status: int = options.run(options)
-    except KeyboardInterrupt:
-        return _failed("interrupted", 130)
+        with interrupts.raised():
+            status: int = options.run(options)
+    except KeyboardInterrupt as error:
+        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        return _failed(str(error) or "interrupted", 128 + number)  # as a shell has it
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
         return 141  # as a program that the signal ends: not everything was done
@@ -43,9 +47,13 @@ WRONG_REQUEST = (
 
 
 def _reason(error: Exception) -> str:
+    """One line of printable characters, whatever a file has put into it."""
+    text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split()) or type(error).__name__
+        text = f"{error.filename}: {error.strerror}"
+    words = " ".join(text.split()) or type(error).__name__
+    shown = words if len(words) <= 1000 else f"{words[:1000]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
 def _failed(reason: str, status: int) -> int:
@@ -216,7 +224,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from . import checkpoints, runs
+    from . import files, runs
 
     given = vars(options)
     header, rows = runs.predict_run(
@@ -229,7 +237,7 @@ def _predict(options: argparse.Namespace) -> int:
 
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    checkpoints.write(options.out, text.getvalue())
+    files.write(options.out, text.getvalue())
     return 0
 
 
@@ -269,19 +277,19 @@ def _run_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench, checkpoints, report
+    from . import bench, files, report
 
     given = vars(options)
     wanted = bench.Options(**{name: value for name, value in given.items() if name in bench.FIELDS})
-    files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
+    wanted_files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
     busy = bench.machine.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
     record = bench.run(wanted, lambda line: print(line, flush=True))
-    if "out" in files:
-        checkpoints.write(files["out"], bench.to_json(record))
-    if "plot" in files:
-        checkpoints.write(files["plot"], report.speeds(record))
+    if "out" in wanted_files:
+        files.write(wanted_files["out"], bench.to_json(record))
+    if "plot" in wanted_files:
+        files.write(wanted_files["plot"], report.speeds(record))
     wrong = bench.wrong(record)
     return _failed(f"not timed, because wrong: {'; '.join(wrong)}", 1) if wrong else 0
 

@@ -64,6 +64,11 @@ class Config:
     epochs: int = _option(30, "passes over the training rows")
     early_stopping: int | None = _option(None, "stop after so many epochs without a lower validation loss")
     precise_bn: bool = _option(False, "recompute the running statistics over the training rows at the end")
+    on_nonfinite: str = _option(
+        "stop",
+        "where a loss or gradient is not finite, stop at the end of the epoch or skip the step's update",
+        ("stop", "skip"),
+    )
     seed: int = _option(0, "seed of the splits, the initial weights and the shuffles")
     backend: str = _option(
         "auto", "array library; auto: cupy where a GPU answers, else numpy", ("auto", *backends.NAMES)
@@ -86,8 +91,8 @@ class Config:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value!r}")
-        if self.seed >= 2**32:
-            raise ConfigError(f"seed: expected less than 2**32, got {self.seed}")
+            if value is not None and value >= 2**32:
+                raise ConfigError(f"{name}: expected less than 2**32, got {value}")
         for name in ("learning_rate", "clip"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
@@ -95,6 +100,8 @@ class Config:
         for name in ("weight_decay", "initial_scale"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ConfigError(f"{name}: expected a number of at least 0, got {getattr(self, name)!r}")
+        if any(size >= 2**31 for size in self.hidden):
+            raise ConfigError("hidden: expected sizes below 2**31, got a larger one")
         if any(size < 1 for size in self.hidden):
             raise ConfigError(f"hidden: expected positive sizes, got {','.join(map(str, self.hidden))}")
         if self.early_stopping is not None and self.validation == 0:
@@ -103,6 +110,17 @@ class Config:
             raise ConfigError("resume and overwrite exclude each other")
         if self.resume and self.out is None:
             raise ConfigError("resume: name the run with out")
+
+    def kept(self) -> dict[str, Any]:
+        """What the run is, without what is not set and where it goes."""
+        kept = {name: getattr(self, name) for name, field in FIELDS.items() if field.compare}
+        return {name: value for name, value in kept.items() if value is not None} | {"hidden": list(self.hidden)}
+
+    def changed(self, now: Config) -> str | None:
+        """The first option in which a run that goes on differs; more epochs of a constant schedule are no change."""
+        longer = now.epochs > self.epochs and self.schedule == "constant"
+        names = [name for name, field in FIELDS.items() if field.compare and not (longer and name == "epochs")]
+        return next((name for name in names if getattr(self, name) != getattr(now, name)), None)
 
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -130,7 +148,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"config: no such file: {path}")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # ValueError: what is no TOML, no UTF-8, too long a number
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
     for name in values:
         if name not in FIELDS:
@@ -147,9 +165,7 @@ def to_toml(config: Config) -> str:
     except ImportError as error:
         raise ImportError("config.toml needs tomli-w; install the extra train") from error
 
-    kept = {name: getattr(config, name) for name, field in FIELDS.items() if field.compare}
-    values = {name: value for name, value in kept.items() if value is not None}
-    text: str = tomli_w.dumps({**values, "hidden": list(config.hidden)})
+    text: str = tomli_w.dumps(config.kept())
     return text
 
 
@@ -158,6 +174,8 @@ def _converted(name: str, value: Any) -> Any:
     kind = str(FIELDS[name].type).removesuffix(" | None")
     if kind == "tuple[int, ...]":
         return _sizes(name, value)
+    if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
+        raise ConfigError(f"{name}: expected a number below 2**63, got a larger one")
     accepted = {"int": (int,), "float": (int, float), "bool": (bool,), "str": (str,)}[kind]
     if kind == "str" and name == "label" and type(value) is int:
         return str(value)

@@ -1,24 +1,20 @@
-"""Data sets and readers, and the order of mini-batches.
+"""Data sets, and the order of mini-batches.
 
 With initialisation this is the only place that draws random numbers.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import hashlib
 import math
 import os
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import numpy as np
 
-HostArray = np.ndarray[Any, Any]
+from .readers import DataError, HostArray, read_csv, read_idx, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""
@@ -33,10 +29,6 @@ FASHION_MNIST = (
     },
 )
 FASHION_MNIST_DIRECTORY = "/usr/share/datasets/fashion-mnist"
-
-
-class DataError(ValueError):
-    """Data that cannot be used; the message names the file and the place in it."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +91,8 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     >>> digits.x_train.shape, digits.x_test.shape, digits.task, len(digits.classes)
     ((1437, 64), (360, 64), 'classification', 10)
     """
+    if type(source) is not str or not source:
+        raise DataError(f"data: expected a name or a path, got {source!r}")
     if label is not None and not source.endswith(".csv"):
         raise DataError(f"label: only a CSV file has a label column to choose, and data is {source}")
     if source in ("digits", "breast-cancer"):
@@ -110,11 +104,14 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
         raise DataError(f"data: no file or directory {source}; the data sets by name are {', '.join(NAMED)}")
     if path.is_dir():
         return _from_idx(path, path.name, check=None)
+    if not path.is_file():  # a pipe would be waited for, a device be read for ever
+        raise DataError(f"data: expected a regular file or a directory, {source} is neither")
     if path.suffix == ".npz":
         return _from_npz(path, task, test, seed)
     if path.suffix == ".csv":
-        columns, name, x, y = read_csv(path, label=label)
-        return replace(_split(path.stem, x, y, task, test, seed), columns=tuple(columns), label=name)
+        table = read_csv(path, label=label)
+        dataset = _split(path.stem, table.x, table.y, task, test, seed)
+        return replace(dataset, columns=tuple(table.columns), label=table.label)
     raise DataError(f"data: expected .npz, .csv or a directory of IDX files, got {source}")
 
 
@@ -154,101 +151,7 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     return np.split(order, starts[1:])
 
 
-# ---- readers
-
-
-def read_csv(
-    path: Path, *, label: str | None = None, columns: Sequence[str] = (), labelled: bool = True
-) -> tuple[list[str], str | None, HostArray, HostArray]:
-    """(names of the feature columns and of the label, x in float64, y as text) of a CSV file with a header.
-
-    The features are `columns` in that order where given, else all columns but the label, which is the
-    last one by default. Not `labelled`: there is no label, and y is empty.
-    """
-    header, rows = _csv_rows(path)
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
-    target = _position(path, header, "-1" if label is None else label) if labelled else None
-    chosen = [header.index(name) for name in columns] or [i for i in range(len(header)) if i != target]
-    if not chosen:
-        raise DataError(f"{path}: expected a label and at least one feature column, got {header}")
-    x = np.empty((len(rows), len(chosen)))
-    for i, (line, row) in enumerate(rows):
-        x[i] = [_number(path, line, header[column], row[column]) for column in chosen]
-    y = [] if target is None else [_text(path, line, header[target], row[target]) for line, row in rows]
-    return [header[column] for column in chosen], None if target is None else header[target], x, np.asarray(y)
-
-
-def _csv_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """The header, and the other rows with their line numbers."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            header = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if row]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-    if not header:
-        raise DataError(f"{path}: expected a header in the first line, got an empty file")
-    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
-        raise DataError(f"{path}: expected columns separated by commas, but {separator!r} separates them")
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: expected a header with a different name for each column, got {header}")
-    numbers = [name for name in header if _is_number(name)]
-    if len(numbers) == len(header) or any("." in name or "-" in name for name in numbers):
-        raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
-    if not rows:
-        raise DataError(f"{path}: expected rows below the header, got none")
-    for line, row in rows:
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)}")
-    return header, rows
-
-
-def _position(path: Path, header: list[str], name: str) -> int:
-    if name in header:
-        return header.index(name)
-    try:
-        return range(len(header))[int(name)]
-    except (ValueError, IndexError):
-        raise DataError(f"{path}: no column {name!r}; its columns are {', '.join(header)}") from None
-
-
-def _number(path: Path, line: int, column: str, text: str) -> float:
-    if not text.strip():
-        raise DataError(f"{path}, line {line}, column {column}: missing value; fill it or leave the row out")
-    try:
-        value = float(text)
-    except ValueError:
-        raise DataError(f"{path}, line {line}, column {column}: expected a number, got {text!r}") from None
-    if not math.isfinite(value):
-        raise DataError(f"{path}, line {line}, column {column}: expected a finite number, got {text!r}")
-    return value
-
-
-def _text(path: Path, line: int, column: str, text: str) -> str:
-    if not text.strip():
-        raise DataError(f"{path}, line {line}, column {column}: missing label; fill it or leave the row out")
-    return text.strip()
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-def read_npz(path: Path) -> dict[str, HostArray]:
-    """The arrays of an npz file; pickled objects are refused."""
-    try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except Exception as error:
-        reason = "it is no npz file, or holds Python objects" if "pickle" in str(error) else error
-        raise DataError(f"{path}: cannot be read as npz: {reason}") from error
+# ---- checks of what was read
 
 
 def numbers(path: Path, name: str, x: HostArray) -> HostArray:
@@ -265,23 +168,6 @@ def numbers(path: Path, name: str, x: HostArray) -> HostArray:
             f"{path}: expected finite numbers in {name}, got {x[row, column]} in row {row}, column {column}"
         )
     return x
-
-
-def read_idx(path: Path) -> tuple[HostArray, str]:
-    """(array of unsigned bytes, SHA-256 of the decompressed file) of an IDX file, plain or gzip."""
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if len(raw) < 4 or raw[:3] != b"\x00\x00\x08":
-        raise DataError(
-            f"{path}: expected an IDX file of unsigned bytes, which begins 00 00 08, got {raw[:4].hex(' ')}"
-        )
-    start = 4 + 4 * raw[3]
-    shape = struct.unpack(f">{raw[3]}I", raw[4:start].ljust(4 * raw[3], b"\0"))
-    if len(raw) != start + math.prod(shape):
-        raise DataError(f"{path}: expected {start + math.prod(shape)} bytes for shape {shape}, got {len(raw)}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape), hashlib.sha256(raw).hexdigest()
 
 
 # ---- sources
@@ -312,7 +198,7 @@ def _fashion_mnist() -> Dataset:
 def _from_idx(directory: Path, name: str, check: dict[str, str] | None) -> Dataset:
     found = {}
     for stem in FASHION_MNIST[1]:
-        path = next((p for p in (directory / stem, directory / f"{stem}.gz") if p.exists()), None)
+        path = next((p for p in (directory / stem, directory / f"{stem}.gz") if p.is_file()), None)
         if path is None:
             raise DataError(f"{directory}: expected {stem} or {stem}.gz, found neither")
         found[stem], digest = read_idx(path)
@@ -359,14 +245,15 @@ def _split(name: str, x: HostArray, y: HostArray, task: str, test: float, seed: 
     return Dataset(name, task, x, y, held_x, held_y, classes)
 
 
-def class_numbers(y: HostArray, classes: Sequence[str], where: str) -> HostArray:
-    """Labels as numbers of these classes; a label that is none of them is refused."""
+def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
+    """Labels as numbers of these classes; a label that is none of them is refused, with its line where known."""
     found = _as_numbers(y)
     names = [str(int(value)) for value in found] if _whole(found) else [str(value) for value in y]
     numbers = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(names):
         if name not in numbers:
-            raise DataError(f"{where}: label {name!r} in row {row} is none of the classes {', '.join(classes)}")
+            place = f"line {lines[row]}" if lines else f"row {row}"
+            raise DataError(f"{where}, {place}: label {name!r} is none of the classes {', '.join(classes)}")
     return np.asarray([numbers[name] for name in names], np.int64)
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, checkpoints, data, kernels, report
+from . import __version__, checkpoints, data, files, interrupts, kernels, readers, report, run_directory
 from .backends import Backend
 from .backends import backend as make_backend
 from .checkpoints import CheckpointError, Loaded
 from .config import Config, ConfigError, resolve, to_toml
-from .data import DataError, Dataset, HostArray
+from .data import Dataset
+from .interrupts import Interrupted
 from .layers import Sequential, mlp
 from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
+from .readers import DataError, HostArray
 from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics, predict, statistics_gap
 
 SMALL_PRODUCT = 1e8
@@ -45,29 +47,47 @@ def train(
     ConfigError, DataError, FileExistsError
         Where the request cannot be met; nothing has been written then.
     NonFiniteError
-        Where the loss was not finite; the network of the last good epoch has been saved.
+        Where the loss or a gradient was not finite; the network of the last good epoch has been saved.
     """
     problem = Problem.of(config)
-    net, optimizer = problem.net, problem.optimizer
-    directory = checkpoints.new_run(config.out, problem.dataset.name, overwrite=config.overwrite, resume=config.resume)
-    start = _resumed(directory, problem) if config.resume else None
-    if start is None:
-        checkpoints.write(directory / "config.toml", to_toml(config))
-        checkpoints.write(directory / "metrics.jsonl", "")
-    if on_start is not None:
-        on_start(problem.described(directory))
+    name, overwrite, resume = problem.dataset.name, config.overwrite, config.resume
+    with run_directory.opened(config.out, name, overwrite=overwrite, resume=resume) as directory:
+        start, note = _resumed(directory, problem) if config.resume else (None, "")
+        files.write(directory / run_directory.CONFIG, to_toml(config))
+        _write_metrics(directory, start.history if start else [])
+        if on_start is not None:
+            on_start(note + problem.described(directory))
+        fitted = _fitted(problem, directory, start, on_epoch, progress)
+        summary = _summary(problem, fitted)
+        files.write(directory / run_directory.MODEL, problem.packed(fitted))
+        files.write(directory / run_directory.SUMMARY, f"{_json(summary, indent=2)}\n")
+        files.write(directory / run_directory.CURVES, report.curves(fitted.history, summary))
+    return directory, summary
+
+
+def _fitted(
+    problem: Problem,
+    directory: Path,
+    start: Fitted | None,
+    on_epoch: EpochCallback | None,
+    progress: Progress | None,
+) -> Fitted:
+    """Train, and keep the last and the best epoch in the directory; or say what ended it, with what was kept."""
+    config = problem.config
 
     def after_epoch(row: dict[str, Any], now: Fitted) -> None:
-        checkpoints.write(directory / "metrics.jsonl", "".join(f"{_json(row)}\n" for row in now.history))
-        problem.save(directory / "checkpoint.safetensors", now, {"history": now.history})
+        _write_metrics(directory, now.history)
+        if now.best is not None and now.best.history[-1] is row:
+            files.write(directory / run_directory.BEST, problem.packed(now.best, resumable=True))
+        _keep(problem, directory, now)
         if on_epoch is not None:
             on_epoch(row)
 
     try:
-        with _blas_threads(problem):
+        with _blas_threads(problem), interrupts.noted() as asked:
             fitted = fit(
-                net,
-                optimizer,
+                problem.net,
+                problem.optimizer,
                 problem.train,
                 validation=problem.validation,
                 loss=problem.loss,
@@ -78,16 +98,19 @@ def train(
                 start=start,
                 early_stopping=config.early_stopping,
                 precise_bn=config.precise_bn,
+                on_nonfinite=config.on_nonfinite,
                 callback=after_epoch,
                 progress=progress,
+                interrupted=lambda: bool(asked),
             )
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_saved(problem, directory, error.last_good)}", error.last_good) from error
-    summary = _summary(problem, fitted)
-    problem.save(directory / "model.safetensors", fitted)
-    checkpoints.write(directory / "summary.json", f"{_json(summary, indent=2)}\n")
-    checkpoints.write(directory / "curves.png", report.curves(fitted.history, summary))
-    return directory, summary
+    if asked:
+        if fitted.losses or not fitted.history:
+            _keep(problem, directory, fitted)
+        step = int(fitted.opt_state["step"])
+        raise Interrupted(asked[0], f"interrupted after step {step}; --resume --out {directory} goes on from there")
+    return fitted
 
 
 @dataclass(frozen=True)
@@ -128,9 +151,12 @@ class Problem:
     def loss(self) -> str:
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
 
-    def save(self, path: Path, fitted: Fitted, more: dict[str, Any] | None = None) -> None:
-        """A file that `predict` can work from alone; with `more`, one that training can go on from."""
-        metadata = {
+    def packed(self, fitted: Fitted, *, resumable: bool = False) -> bytes:
+        """A file that `predict` can work from alone, or one that training can go on from too.
+
+        The random state is the seed, the epoch and the position in it: each epoch draws its own order.
+        """
+        metadata: dict[str, Any] = {
             "task": self.dataset.task,
             "classes": self.dataset.classes,
             "columns": self.dataset.columns,
@@ -140,8 +166,16 @@ class Problem:
             "target_std": self.target[1],
             "version": __version__,
         }
-        state = fitted.opt_state if more is not None else None
-        checkpoints.save(path, self.net, fitted.params, fitted.state, opt_state=state, metadata=metadata | (more or {}))
+        if not resumable:
+            return checkpoints.packed(self.net, fitted.params, fitted.state, metadata=metadata)
+        metadata |= {
+            "config": self.config.kept(),
+            "history": fitted.history,
+            "epoch": len(fitted.history),
+            "position": len(fitted.losses),
+            "losses": fitted.losses,
+        }
+        return checkpoints.packed(self.net, fitted.params, fitted.state, opt_state=fitted.opt_state, metadata=metadata)
 
     def described(self, directory: Path) -> str:
         """What is about to be trained, for a person."""
@@ -240,25 +274,66 @@ def _optimizer(config: Config, steps: int) -> Optimizer:
     return BY_NAME[config.optimizer](chosen, weight_decay=config.weight_decay, clip=config.clip)
 
 
-def _resumed(directory: Path, problem: Problem) -> Fitted | None:
-    """The last epoch's checkpoint; None where the run had not come so far."""
-    path = directory / "checkpoint.safetensors"
-    if not path.exists():
-        return None
-    before = resolve({}, str(directory / "config.toml"))
-    if before != problem.config:
-        changed = [
-            f.name for f in dataclasses.fields(Config) if getattr(before, f.name) != getattr(problem.config, f.name)
-        ]
-        name = changed[0]
-        raise ConfigError(
-            f"resume: {name} was {getattr(before, name)!r} in {directory} and is {getattr(problem.config, name)!r} now; "
-            "a resumed run keeps its configuration"
-        )
-    loaded = checkpoints.load(path, backend=problem.backend)
+def _write_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
+    files.write(directory / run_directory.METRICS, "".join(f"{_json(row)}\n" for row in history))
+
+
+def _keep(problem: Problem, directory: Path, now: Fitted) -> None:
+    """Write the last checkpoint; the one before it stays as the previous one."""
+    content, last = problem.packed(now, resumable=True), directory / run_directory.LAST
+    files.write(last, content, keep=directory / run_directory.PREVIOUS)
+
+
+def _resumed(directory: Path, problem: Problem) -> tuple[Fitted | None, str]:
+    """What the last checkpoint that can be read holds, None where the run had not come so far; and a line to say."""
+    if not run_directory.has_checkpoint(directory):
+        return None, ""
+    before = resolve({}, str(directory / run_directory.CONFIG))
+    _keeps_its_configuration(directory, before, problem.config)
+    check = functools.partial(_fits, problem)
+    loaded, note = run_directory.last_checkpoint(directory, problem.backend, check)
+    history, losses = loaded.metadata["history"], loaded.metadata["losses"]
+    note = f"{note}, epoch {len(history)}\n" if note else ""
+    best, lost = _best(directory, problem, history)
+    return Fitted(loaded.params, loaded.state, loaded.opt_state, history, losses, best), note + lost
+
+
+def _fits(problem: Problem, path: Path, loaded: Loaded) -> None:
+    """Refuse a checkpoint of another run."""
+    if "config" not in loaded.metadata:
+        raise CheckpointError(f"{path}: holds a network and no state of its training, so nothing can go on from it")
     if loaded.net != problem.net:
-        raise CheckpointError(f"{path}: holds another network than {directory / 'config.toml'} describes")
-    return Fitted(loaded.params, loaded.state, loaded.opt_state, loaded.metadata["history"])
+        raise CheckpointError(f"{path}: holds another network than the run's")
+    if loaded.dtype != problem.config.dtype:
+        raise CheckpointError(f"{path}: holds {loaded.dtype} parameters, the run's are {problem.config.dtype}")
+    changed = resolve(loaded.metadata["config"]).changed(problem.config)
+    if changed is not None:
+        raise CheckpointError(f"{path}: belongs to a run with another {changed}")
+
+
+def _keeps_its_configuration(directory: Path, before: Config, now: Config) -> None:
+    name = before.changed(now)
+    if name is None:
+        return
+    words = f"resume: {name} was {getattr(before, name)!r} in {directory} and is {getattr(now, name)!r} now; "
+    if name == "epochs" and now.epochs > before.epochs:
+        raise ConfigError(f"{words}only a run with a constant schedule can be lengthened, this one's is {now.schedule}")
+    raise ConfigError(f"{words}a resumed run keeps its configuration")
+
+
+def _best(directory: Path, problem: Problem, history: list[dict[str, Any]]) -> tuple[Fitted | None, str]:
+    """The best epoch so far, which may be one that the last checkpoint has still to come to; and a line if it is lost."""
+    path = directory / run_directory.BEST
+    if not any("validation_loss" in row for row in history):
+        return None, ""
+    try:
+        loaded = checkpoints.load(path, backend=problem.backend)
+        _fits(problem, path, loaded)
+    except CheckpointError as error:
+        if problem.config.early_stopping is not None:
+            raise CheckpointError(f"{error}; early stopping needs the best epoch; --overwrite starts anew") from error
+        return None, f"{error}; the best of the epochs to come is kept\n"
+    return Fitted(loaded.params, loaded.state, loaded.opt_state, loaded.metadata["history"]), ""
 
 
 def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
@@ -302,8 +377,9 @@ def _saved(problem: Problem, directory: Path, last_good: Fitted) -> str:
     """Save what the last whole epoch left, if there was one; say so."""
     if not last_good.history:
         return "no epoch was good, so no network is saved"
-    problem.save(directory / "model.safetensors", last_good)
-    return f"the network of epoch {len(last_good.history)} is in {directory / 'model.safetensors'}"
+    path = directory / run_directory.MODEL
+    files.write(path, problem.packed(last_good))
+    return f"the network of epoch {len(last_good.history)} is in {path}"
 
 
 def _json(values: dict[str, Any], indent: int | None = None) -> str:
@@ -340,11 +416,12 @@ def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loade
 def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray, HostArray]:
     """(x, y) to evaluate on: the test part where the source has one, else all of its rows."""
     task, classes, path = loaded.metadata["task"], loaded.metadata["classes"], Path(source)
-    if path.suffix == ".csv" and path.exists():
+    lines: Sequence[int] = ()
+    if path.suffix == ".csv" and path.is_file():
         label = label or loaded.metadata["label"]
-        *_, x, y = data.read_csv(path, label=label, columns=loaded.metadata["columns"])
-    elif path.suffix == ".npz" and path.exists():
-        arrays = data.read_npz(path)
+        *_, x, y, lines = readers.read_csv(path, label=label, columns=loaded.metadata["columns"])
+    elif path.suffix == ".npz" and path.is_file():
+        arrays = readers.read_npz(path)
         suffix = "_test" if "x_test" in arrays else ""
         if f"x{suffix}" not in arrays or f"y{suffix}" not in arrays:
             raise DataError(f"{path}: expected the arrays x and y, got {', '.join(arrays) or 'none'}")
@@ -353,15 +430,15 @@ def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray
     else:
         dataset = data.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, data.class_numbers(y, classes, source) if task == "classification" else data.values(y, source)
+    return x, data.class_numbers(y, classes, source, lines) if task == "classification" else data.values(y, source)
 
 
 def _unlabelled(source: str, loaded: Loaded) -> HostArray:
     path = Path(source)
-    if path.suffix == ".csv" and path.exists():
-        return data.read_csv(path, columns=loaded.metadata["columns"], labelled=False)[2]
-    if path.suffix == ".npz" and path.exists():
-        arrays = data.read_npz(path)
+    if path.suffix == ".csv" and path.is_file():
+        return readers.read_csv(path, columns=loaded.metadata["columns"], labelled=False).x
+    if path.suffix == ".npz" and path.is_file():
+        arrays = readers.read_npz(path)
         if "x" not in arrays:
             raise DataError(f"{path}: expected an array x, got {', '.join(arrays) or 'none'}")
         return data.numbers(path, "x", arrays["x"])

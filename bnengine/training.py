@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_dask_array
 
-from . import data, trees
+from . import data, finite, trees
 from ._typing import Array, Tree
 from .backends import Backend, as_backend, as_numpy
 from .functional import LOSSES
@@ -29,15 +29,19 @@ INFERRED = 8192
 """Rows that inference takes at a time."""
 
 
+BLOCK = 256
+"""Losses that are put into one array at a time, so that an epoch of many steps keeps few arrays."""
+
+
 class NonFiniteError(ArithmeticError):
-    """A loss that is not finite. `.last_good` is what the last whole epoch left."""
+    """A loss or a gradient that is not finite. `.last_good` is what the epoch began with."""
 
     def __init__(self, message: str, last_good: Fitted) -> None:
         super().__init__(message)
         self.last_good = last_good
 
 
-@dataclass
+@dataclass(repr=False)
 class Fitted:
     """A trained network's arrays, and a row of metrics for each epoch."""
 
@@ -45,6 +49,17 @@ class Fitted:
     state: Tree
     opt_state: Tree
     history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the steps of an epoch that was broken off; empty between epochs."""
+    best: Fitted | None = None
+    """The epoch with the lowest validation loss so far; None without validation rows."""
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in map(as_numpy, trees.leaves(self.params)))
+        words = [f"{len(self.history)} epochs", f"{count:,} parameters"]
+        last = self.history[-1] if self.history else {}
+        words += [f"{name} {value:.4g}" for name, value in last.items() if name.endswith("_loss")]
+        return f"Fitted({', '.join(words)})"
 
 
 def train_step(
@@ -126,8 +141,10 @@ def fit(
     start: Fitted | None = None,
     early_stopping: int | None = None,
     precise_bn: bool = False,
+    on_nonfinite: str = "stop",
     callback: Callable[[dict[str, Any], Fitted], object] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
+    interrupted: Callable[[], object] | None = None,
 ) -> Fitted:
     """Train a network on rows of host data.
 
@@ -147,21 +164,28 @@ def fit(
     backend : Backend or str, optional
         NumPy float32 by default; a name is a backend in float32.
     start : Fitted, optional
-        Go on from here instead of from new parameters; it is left as it is.
+        Go on from here instead of from new parameters, to the same bits as without the break, also from
+        the middle of an epoch; it is left as it is.
     early_stopping : int, optional
         Stop after so many epochs without a lower validation loss, and return the best epoch's network.
     precise_bn : bool
         Recompute the running statistics over the training data at the end (`precise_statistics`).
+    on_nonfinite : {"stop", "skip"}
+        "skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts
+        them in the history (`skipped`); the step still counts for the schedule. It costs a copy of the
+        parameters and the optimiser's state each step.
     callback : callable, optional
         Called with the epoch's metrics and the network so far, after each epoch; training ends where it
         returns True.
     progress : callable, optional
         Wraps the iterable of an epoch's batches: tqdm.
+    interrupted : callable, optional
+        Asked before each step; where it returns True training ends there.
 
     Returns
     -------
     Fitted
-        `.params`, `.state`, `.opt_state` and `.history`, a dict for each epoch: epoch, step, seconds,
+        `.params`, `.state`, `.opt_state`, `.best` and `.history`, a dict for each epoch: epoch, step, seconds,
         learning_rate, train_loss (mean over the epoch's batches), train_accuracy (in inference, over at
         most 10,000 training rows; train_r2 for "mse"), validation_loss, validation_accuracy.
 
@@ -170,7 +194,8 @@ def fit(
     ValueError
         Where an argument does not fit.
     NonFiniteError
-        At the end of an epoch in which a loss was not finite.
+        At the end of an epoch in which a loss or a gradient was not finite, or with "skip" all of them. The
+        epoch is then repeated from its start with a look at every value, to name the first step and layer.
 
     Notes
     -----
@@ -197,24 +222,27 @@ def fit(
         raise ValueError(f"early_stopping: expected at least 1 epoch, got {early_stopping!r}")
     if early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"on_nonfinite: expected stop or skip, got {on_nonfinite!r}")
     now = _begin(net, optimizer, start, x, seed, backend)
-    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, _on_device((x, targets), backend), progress)
-    best, began = now, time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
+    rows = _on_device((x, targets), backend)
+    skip = on_nonfinite == "skip"
+    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, rows, held, skip, progress, interrupted)
+    began = time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
     for epoch in range(len(now.history) + 1, epochs + 1):
-        now, row = loop.epoch(now, epoch)
-        row["seconds"] = time.perf_counter() - began
-        if held is not None:
-            row |= _prefixed("validation", _measure(net, now, held, loss, backend))
-        now = dataclasses.replace(now, history=[*now.history, row])
-        stop = callback is not None and bool(callback(row, now))
-        if early_stopping is not None:
-            if not best.history or row["validation_loss"] < best.history[-1]["validation_loss"]:
-                best = _copied(now)
-            stop = stop or epoch - best.history[-1]["epoch"] >= early_stopping
-        if stop:
+        if early_stopping is not None and now.best and len(now.history) - len(now.best.history) >= early_stopping:
             break
-    if best.history and early_stopping is not None:
-        now = dataclasses.replace(best, history=now.history)
+        now, row = loop.epoch(now, epoch)
+        if row is None:
+            return now
+        row["seconds"] = time.perf_counter() - began
+        now = dataclasses.replace(now, history=[*now.history, row])
+        if held is not None and (not now.best or row["validation_loss"] < now.best.history[-1]["validation_loss"]):
+            now = dataclasses.replace(now, best=_copied(dataclasses.replace(now, best=None)))
+        if callback is not None and callback(row, now):
+            break
+    if early_stopping is not None and now.best:
+        now = dataclasses.replace(now.best, history=now.history, best=now.best)
     if precise_bn:
         now.state = precise_statistics(net, now.params, now.state, x, batch_size=batch_size, backend=backend)
     return now
@@ -231,36 +259,89 @@ class _Loop:
     seed: int
     backend: Backend
     rows: tuple[Array, Array]
+    held: tuple[Array, Array] | None
+    skip: bool
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None
+    interrupted: Callable[[], object] | None
 
-    def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any]]:
-        """One pass over the data; nothing waits for the host before its end."""
-        last_good = _copied(now)
-        x, targets = self.rows
-        params, state, opt_state, losses = now.params, now.state, now.opt_state, []
-        shuffled: Iterable[Any] = data.batches(x.shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
-        # NumPy warns of overflow; here the losses tell, at the end of the epoch.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            for chosen in self.progress(shuffled) if self.progress else shuffled:
-                index = self.backend.asarray(chosen)
-                part, labels = self.backend.xp.take(x, index, axis=0), self.backend.xp.take(targets, index, axis=0)
-                params, state, opt_state, value = self.step(params, state, opt_state, part, labels)
-                losses.append(value)
-        done = dataclasses.replace(now, params=params, state=state, opt_state=opt_state)
-        step = int(opt_state["step"])
-        values = as_numpy(self.backend.xp.stack(losses))
-        if not np.isfinite(values).all():
-            first = step - len(values) + int(np.argmin(np.isfinite(values))) + 1
-            raise NonFiniteError(f"the loss was not finite in epoch {epoch}, first at step {first}", last_good)
-        row = {"epoch": epoch, "step": step, "learning_rate": float(self.optimizer.rate(step - 1))}
-        row["train_loss"] = float(values.mean(dtype=np.float64))
-        some = min(EVALUATED, x.shape[0])
-        seen = (x[:some, ...], targets[:some, ...])
-        return done, row | _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend), but="loss")
+    @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the losses tell, at the end of the epoch
+    def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any] | None]:
+        """One pass over the data, or what is left of it; no row where it was broken off. Nothing waits for the host."""
+        start = _copied(now)
+        order = data.batches(self.rows[0].shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
+        left: Iterable[Any] = order[len(now.losses) :]
+        params, state, opt_state = now.params, now.state, now.opt_state
+        losses: list[Array] = []
+        blocks: list[Array] = []
+        for chosen in self.progress(left) if self.progress else left:
+            if self.interrupted is not None and self.interrupted():
+                break
+            params, state, opt_state, value = self.step(params, state, opt_state, *self.batch(chosen))
+            losses.append(value)
+            if len(losses) == BLOCK:
+                blocks.append(self.backend.xp.stack(losses))
+                losses.clear()
+        blocks += [self.backend.xp.stack(losses)] if losses else []
+        values = [*now.losses, *(value for block in blocks for value in as_numpy(block).tolist())]
+        done = dataclasses.replace(now, params=params, state=state, opt_state=opt_state, losses=values)
+        if not self.good(done):
+            cause = self.cause(start, done, order)
+            raise NonFiniteError(f"the loss or a gradient was not finite in epoch {epoch}, first at {cause}", start)
+        if len(values) < len(order):
+            return done, None
+        row = self.row(done, epoch)
+        for name, metric in row.items():
+            if isinstance(metric, float) and not np.isfinite(metric):
+                raise NonFiniteError(f"{name} was not finite after epoch {epoch}, step {row['step']}", start)
+        return dataclasses.replace(done, losses=[]), row
+
+    def batch(self, chosen: np.ndarray[Any, Any]) -> tuple[Array, Array]:
+        index, xp = self.backend.asarray(chosen), self.backend.xp
+        return xp.take(self.rows[0], index, axis=0), xp.take(self.rows[1], index, axis=0)
 
     @functools.cached_property
-    def step(self) -> Callable[..., tuple[Tree, Tree, Tree, Array]]:
-        return self.backend.compiled(functools.partial(_step, self.net, self.optimizer, self.loss))
+    def step(self) -> finite.Step:
+        step: finite.Step = functools.partial(_step, self.net, self.optimizer, self.loss)
+        return self.backend.compiled(finite.skipping(step) if self.skip else step)
+
+    def good(self, done: Fitted) -> bool:
+        """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""
+        losses = np.isfinite(done.losses)
+        if self.skip:
+            return bool(losses.any()) or not done.losses
+        made = {"params": done.params, "state": done.state, "opt_state": done.opt_state}
+        return bool(losses.all()) and bool(finite.all_finite(made))
+
+    def cause(self, start: Fitted, done: Fitted, order: list[np.ndarray[Any, Any]]) -> str:
+        """The first step and layer that were not finite: the epoch once more, with a look at every value."""
+        now = _copied(start)
+        params, state, opt_state = now.params, now.state, now.opt_state
+        for chosen in order[len(start.losses) :]:
+            x, targets = self.batch(chosen)
+            what = finite.first_nonfinite(self.net, self.loss, params, state, x, targets)
+            params, state, opt_state, _ = self.step(params, state, opt_state, x, targets)
+            made = {"parameter": params, "running statistic": state, "state of the optimiser": opt_state}
+            what = what or finite.first_leaf(self.net, made)
+            if what is not None:
+                return f"step {int(opt_state['step'])}: {what}"
+        bad = ~np.isfinite(done.losses)  # the library did not repeat its bits
+        before = np.argmax(bad) if bad.any() else len(bad) - 1
+        return f"step {int(done.opt_state['step']) - len(bad) + int(before) + 1}"
+
+    def row(self, done: Fitted, epoch: int) -> dict[str, Any]:
+        """The epoch's metrics."""
+        step, losses = int(done.opt_state["step"]), np.asarray(done.losses)
+        row: dict[str, Any] = {"epoch": epoch, "step": step}
+        row["learning_rate"] = float(self.optimizer.rate(step - 1))
+        row["train_loss"] = float(losses[np.isfinite(losses)].mean())
+        if self.skip:
+            row["skipped"] = int(np.sum(~np.isfinite(losses)))
+        (x, targets), some = self.rows, min(EVALUATED, self.rows[0].shape[0])
+        seen = (x[:some, ...], targets[:some, ...])
+        row |= _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend), but="loss")
+        if self.held is not None:
+            row |= _prefixed("validation", _measure(self.net, done, self.held, self.loss, self.backend))
+        return row
 
 
 def evaluate(

@@ -46,14 +46,20 @@ def batch_norm(x, gamma, beta, dy, *, axis=1, eps=1e-5, relu=False, statistics=N
 
 CASES = {
     "ratio 0": lambda x: x,
+    "ratio 1": lambda x: x - 1,
     "ratio 1e2": lambda x: x + 1e2,
     "ratio 1e4": lambda x: x - 1e4,
+    "ratio 1e5": lambda x: x + 1e5,
     "ratio 1e6": lambda x: x + 1e6,
     "outlier first": lambda x: _replaced(x, 0, 1e6),
     "outlier last": lambda x: _replaced(x, -1, -1e6),
     "sorted": lambda x: np.sort(x + 10, axis=0),
     "huge": lambda x: x * 1e17,
+    "largest": lambda x: x / np.abs(x).max() * 1e18,
     "tiny": lambda x: x * 1e-30,
+    "denormal": lambda x: x * 1e-42,
+    "constant": lambda x: np.full_like(x, 7.7),
+    "two values": lambda x: np.where(x > 1, 1e6, -1e6),
 }
 """Inputs that lose precision in common implementations, from standard normal rows."""
 

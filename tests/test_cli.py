@@ -15,7 +15,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import checkpoints, data, trees
+from bnengine import data, run_directory, trees
 from bnengine.cli import main
 from bnengine.config import FIELDS
 
@@ -38,7 +38,7 @@ def digits_run(capsys):
 
 
 def test_train_writes_a_whole_run_directory(digits_run):
-    assert set(os.listdir(digits_run)) == set(checkpoints.RUN_FILES)
+    assert set(os.listdir(digits_run)) == {*run_directory.FILES, ".lock"}
     rows = [json.loads(line) for line in (digits_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in rows] == [1, 2]
     assert {"step", "seconds", "train_loss", "validation_loss", "validation_accuracy"} <= set(rows[0])
@@ -101,6 +101,9 @@ def test_a_csv_from_training_to_prediction(capsys, rng):
     status, _, err = run(capsys, "evaluate", "run", "--data", "new.csv")  # its last column is not the label by chance
     assert (status, err) == (2, "bnengine: new.csv: no column 'kind'; its columns are north, east, label\n")
     assert run(capsys, "evaluate", "run", "--data", "new.csv", "--label", "label")[0] == 0
+    Path("new.csv").write_text("north,east,kind\n5,2,right\n\n5,2,Up\x1b[2J\n")
+    status, _, err = run(capsys, "evaluate", "run", "--data", "new.csv")
+    assert err == "bnengine: new.csv, line 4: label 'Up\\x1b[2J' is none of the classes left, right\n"
     Path("new.csv").write_text("north\n5\n")
     assert run(capsys, "predict", "run", "--data", "new.csv") == (
         2,
@@ -136,7 +139,7 @@ def test_regression_from_training_to_prediction(capsys, rng):
         ["--no-standardize", "--activation", "leaky_relu", "--initialization", "normal", "--initial-scale", "0.05"],
         ["--optimizer", "nesterov", "--schedule", "step", "--warm-up", "1", "--weight-decay", "1e-4", "--clip", "1"],
         ["--early-stopping", "1", "--precise-bn", "--schedule", "constant", "--dtype", "float64"],
-        ["--data", "breast-cancer", "--hidden", "0", "--validation", "0"],
+        ["--data", "breast-cancer", "--hidden", "0", "--validation", "0", "--on-nonfinite", "skip"],
     ],
 )
 def test_options_train(capsys, options):
@@ -208,7 +211,8 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
     status, _, err = run(capsys, "train", "--out", "run", *QUICK, *options, "--learning-rate", "1e30")
     assert status == 1
     assert re.fullmatch(
-        r"bnengine: the loss was not finite in epoch 1, first at step \d; no epoch was good, so no network is saved\n",
+        r"bnengine: the loss or a gradient was not finite in epoch 1, first at step \d: .+ layer \d \(\w+\); "
+        r"no epoch was good, so no network is saved\n",
         err,
     )
     assert not Path("run/model.safetensors").exists()
@@ -224,6 +228,8 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
 
 WRONG = [
     (["train", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+    (["train", "--data", ""], "data: expected a name or a path, got ''"),
+    (["train", "--data", "\x1b[2J\n.csv"], "data: no file or directory \\x1b[2J .csv"),
     (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
     (["train", "--data", "digits", "--label", "y"], "label: only a CSV file has a label column"),
     (["train", "--config", "none.toml"], "config: no such file: none.toml"),
@@ -264,7 +270,7 @@ def test_wrong_data_for_a_run(digits_run, capsys):
     np.savez("strange.npz", x=np.ones((3, 64)), y=np.asarray([1, 2, 11]))
     status, _, err = run(capsys, "evaluate", digits_run, "--data", "strange.npz")
     assert status == 2
-    assert "label '11' in row 2 is none of the classes" in err
+    assert "strange.npz, row 2: label '11' is none of the classes" in err
 
 
 def test_resume_refuses_another_configuration(digits_run, capsys):

@@ -13,8 +13,6 @@ import pytest
 from host_cuda import checks
 from host_cuda.checks import DTYPES, LAYOUTS, SHAPES, UPDATES, Case, Device, Update
 
-from bnengine.kernels import cuda_kernels
-
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
@@ -29,9 +27,14 @@ def kernels() -> ModuleType:
     return cuda
 
 
+@pytest.fixture
+def sources() -> Any:
+    return pytest.importorskip("bnengine.kernels.cuda.sources", reason="no CuPy", exc_type=ImportError)
+
+
 @pytest.fixture(scope="module")
 def device(kernels: ModuleType) -> Device:
-    return Device(kernels.cupy.asarray, kernels.cupy.asnumpy)
+    return Device(kernels.device.cupy.asarray, kernels.device.cupy.asnumpy)
 
 
 @pytest.mark.gpu
@@ -90,7 +93,7 @@ def test_same_bits_a_hundred_times(kernels: ModuleType, device: Device) -> None:
 @pytest.mark.gpu
 def test_current_stream(kernels: ModuleType, device: Device) -> None:
     """Work goes to the caller's stream: captured into a graph, it runs when the graph does."""
-    cupy = kernels.cupy
+    cupy = kernels.device.cupy
     with cupy.cuda.Stream(non_blocking=True) as stream:
         x = device.put(np.zeros((4096, 64), np.float32))
         kernels.sigmoid(x)  # compiled before the capture
@@ -105,7 +108,7 @@ def test_current_stream(kernels: ModuleType, device: Device) -> None:
 
 @pytest.mark.gpu
 def test_more_than_2_31_values(kernels: ModuleType) -> None:
-    cupy = kernels.cupy
+    cupy = kernels.device.cupy
     if cupy.cuda.Device().mem_info[0] < 20 * 2**30:
         pytest.skip("less than 20 GiB of free GPU memory")
     x = cupy.zeros((2**21 + 1, 1024), dtype=cupy.float16)
@@ -118,7 +121,7 @@ def test_more_than_2_31_values(kernels: ModuleType) -> None:
 
 @pytest.mark.gpu
 def test_every_device(kernels: ModuleType) -> None:
-    cupy = kernels.cupy
+    cupy = kernels.device.cupy
     if cupy.cuda.runtime.getDeviceCount() < 2:
         pytest.skip("one GPU only")
     with cupy.cuda.Device(1):
@@ -127,22 +130,22 @@ def test_every_device(kernels: ModuleType) -> None:
     assert y.device == m.mean.device == x.device
 
 
-def test_kernels_since_the_last_record() -> None:
+def test_kernels_since_the_last_record(sources: ModuleType) -> None:
     """Says which kernels no record from a GPU covers; a record holds `kernels`, their hashes by name."""
     records = [(path, json.loads(path.read_text())) for path in sorted(RESULTS.glob("gpu*.json"))]
     if not records:
         pytest.skip("no record of a GPU under benchmarks/results: no kernel has been verified on one")
     path, record = records[-1]
-    changed = [name for name, hash_ in cuda_kernels.fingerprints().items() if record["kernels"].get(name) != hash_]
+    changed = [name for name, hash_ in sources.fingerprints().items() if record["kernels"].get(name) != hash_]
     if changed:
         pytest.skip(f"changed since {path.name}: {', '.join(changed)}")
 
 
-def test_fingerprints_follow_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cuda_kernels.fingerprints()
-    assert len(set(before.values())) == len(cuda_kernels.KERNELS)
-    sgd = cuda_kernels.KERNELS["sgd"]
-    monkeypatch.setitem(cuda_kernels.KERNELS, "sgd", sgd._replace(outputs=f"{sgd.outputs} "))
-    assert [name for name, hash_ in cuda_kernels.fingerprints().items() if hash_ != before[name]] == ["sgd"]
-    monkeypatch.setattr(cuda_kernels, "preamble", lambda spec: f"// {spec.source}")
-    assert all(hash_ != before[name] for name, hash_ in cuda_kernels.fingerprints().items())
+def test_fingerprints_follow_the_source(sources: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = sources.fingerprints()
+    assert len(set(before.values())) == len(sources.KERNELS) + len(sources.RAW)
+    blend = sources.KERNELS["blend"]
+    monkeypatch.setitem(sources.KERNELS, "blend", blend._replace(outputs=f"{blend.outputs} "))
+    assert [name for name, hash_ in sources.fingerprints().items() if hash_ != before[name]] == ["blend"]
+    monkeypatch.setattr(sources, "preamble", lambda spec: f"// {spec.source}")
+    assert all(hash_ != before[name] for name, hash_ in sources.fingerprints().items())

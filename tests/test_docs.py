@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 from pathlib import Path
@@ -73,3 +74,29 @@ def test_every_public_name_is_in_the_reference() -> None:
     documented = set(re.findall(r"^\.\. auto(?:function|class|exception|data):: (\S+)", pages, re.MULTILINE))
     documented |= {name.replace(".optimizers.Optimizer", ".Optimizer") for name in documented}
     assert public - documented == set()
+
+
+LECTURE = ROOT / "docs" / "lecture.md"
+STATEMENT = re.compile(r"^## (.+?)\n(.*?)(?=^## |\Z)", re.DOTALL | re.MULTILINE)
+
+
+def resolved(name: str) -> object:
+    """The object behind `bn.layers.Linear` or `bnengine.study.summary.sentences`."""
+    module, _, attribute = name.replace("bn.", "bnengine.", 1).rpartition(".")
+    return getattr(importlib.import_module(module), attribute)
+
+
+@pytest.mark.parametrize(("statement", "text"), STATEMENT.findall(LECTURE.read_text(encoding="utf-8")))
+def test_each_statement_of_the_lecture_has_equation_function_tests_and_figure(statement: str, text: str) -> None:
+    rows = dict(re.findall(r"^\| (equation|function|tests|figure) \| (.+) \|$", text, re.MULTILINE))
+    assert set(rows) == {"equation", "function", "tests", "figure"}
+    functions = re.findall(r"`((?:bn|bnengine)\.[\w.]+)", rows["function"])
+    assert functions
+    assert all(callable(resolved(name)) for name in functions)
+    tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", rows["tests"])
+    assert tests
+    for file, name in tests:
+        assert re.search(rf"^def {name}\(", (ROOT / file).read_text(encoding="utf-8"), re.MULTILINE), (file, name)
+    figures = re.findall(r"\]\(([\w-]+\.\w+)#", rows["figure"])
+    assert figures
+    assert all((LECTURE.parent / file).is_file() for file in figures)

@@ -497,6 +497,20 @@ def test_matmul_and_sigmoid(fast, dtype):
     np.testing.assert_array_equal(fast.sigmoid(a.T), fast.sigmoid(a).T)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_relu(fast, dtype):
+    x = np.concatenate([[-0.0, 0.0, np.inf, -np.inf, np.nan], np.random.default_rng(0).standard_normal(1000)])
+    x = x.astype(dtype)
+    dy = np.arange(x.size, dtype=dtype)
+    dy[1] = np.inf  # a product with the mask would make NaN of it
+    y = fast.relu(x)
+    np.testing.assert_array_equal(y, np.where(x <= 0, 0, x))
+    np.testing.assert_array_equal(fast.relu_backward(y, dy), np.where(x <= 0, 0, dy))
+    square = x[:900].reshape(30, 30)
+    np.testing.assert_array_equal(fast.relu_backward(square.T, square), np.where(square.T <= 0, 0, square))
+    assert y.dtype == fast.relu_backward(y, dy).dtype == dtype
+
+
 @pytest.mark.parametrize("labels_dtype", [np.int64, np.int32, np.uint8])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
 def test_softmax_cross_entropy(fast, dtype, labels_dtype):

@@ -1,4 +1,4 @@
-"""The study: its plan, one run, processes that are killed, sentences that follow from rows, the record and the page."""
+"""The study: its plan, one run, its files, processes that are killed, requests that are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from libraries import need
 
-from bnengine import study
+from bnengine import run_directory, study
 from bnengine.cli import main
-from bnengine.study import page, points, processes, running, summary
+from bnengine.config import ConfigError
+from bnengine.study import processes, running, summary
 from bnengine.study.experiments import EXPERIMENTS, Run, runs
 
 TINY = ["--quick", "--seeds", "2", "--steps", "12", "--jobs", "2"]
@@ -148,7 +147,11 @@ def test_the_redundant_bias_is_there_and_changes_nothing(problem):
 
 def test_a_study_writes_its_record_table_plots_and_page(directory, record):
     names = NAMES.split(",")
-    assert {path.name for path in directory.iterdir()} == {*study.FILES[:4], *(f"{name}.png" for name in names)}
+    assert {path.name for path in directory.iterdir()} == {
+        run_directory.LOCK,
+        *study.FILES[:4],
+        *(f"{name}.png" for name in names),
+    }
     meta = record["meta"]
     assert {"command", "versions", "data", "seeds", "steps", "target", "usable", "commit", "sessions"} <= set(meta)
     assert meta["command"] == f"bnengine study --experiment {NAMES} --quick --seeds 2 --steps 12"
@@ -245,205 +248,6 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
         assert row | {"seconds": 0} == done[list(done)[one]]["row"] | {"seconds": 0}
 
 
-# ---- sentences against rows made by hand
-
-
-def rows(experiment, accuracies, *, panel="p", rates=None, steps=None, diverged=()):
-    """A row for each seed of {(norm, value): accuracies of the seeds}."""
-    return [
-        {
-            "experiment": experiment,
-            "panel": panel,
-            "norm": norm,
-            "value": value,
-            "learning_rate": (rates or {}).get((norm, value), 0.1) if experiment != "learning_rate" else value,
-            "seed": seed,
-            "test_accuracy": accuracy,
-            "steps_to_target": (steps or {}).get((norm, value)),
-            "diverged": (norm, value) in diverged,
-        }
-        for (norm, value), seeds in accuracies.items()
-        for seed, accuracy in enumerate(seeds)
-    ]
-
-
-def said(made, curves=(), target=0.8):
-    return {sentence.text: sentence.wins for sentence in summary.sentences(made, curves, target)}
-
-
-WIDE = {
-    ("batch", 0.01): (0.80, 0.86),
-    ("batch", 0.1): (0.86, 0.86),
-    ("batch", 1.0): (0.84, 0.84),
-    ("none", 0.01): (0.83, 0.84),
-    ("none", 0.1): (0.85, 0.83),
-    ("none", 1.0): (0.1, 0.1),
-}
-
-
-def test_usable_is_within_two_points_of_the_best_mean_of_both_arms():
-    found = {(point.norm, point.value): point for point in points.points(rows("learning_rate", WIDE))}
-    usable = {key for key, point in found.items() if point.usable}
-    assert usable == {("batch", 0.1), ("batch", 1.0), ("none", 0.1)}  # 0.84 is still within two points of 0.86
-    assert found["batch", 0.01].mean == pytest.approx(0.83)
-    assert (found["batch", 0.01].low, found["batch", 0.01].high) == (0.80, 0.86)
-
-
-def test_usable_is_asked_in_each_panel_by_itself():
-    made = rows("learning_rate", {("batch", 1.0): [0.9], ("none", 1.0): [0.5]}) + rows(
-        "learning_rate", {("batch", 1.0): [0.4], ("none", 1.0): [0.5]}, panel="q"
-    )
-    assert [point.usable for point in points.points(made)] == [True, False, False, True]
-
-
-def test_words_for_a_result_where_batch_normalisation_wins():
-    steps = {("batch", 0.1): 100, ("batch", 1.0): 50, ("none", 0.1): 200}
-    made = rows("learning_rate", WIDE | {("batch", 0.01): (0.85, 0.87)}, steps=steps, diverged={("none", 1.0)})
-    assert said(made) == {
-        "p: usable learning rates with batch normalisation: 3 of 3, 0.01 to 1 (2.0 decades); "
-        "without it: 1 of 3, 0.1 (0.0 decades).": True,
-        "p: test accuracy 0.8 is reached after 50 steps with batch normalisation (learning rate 1) and after 200 steps "
-        "without it (learning rate 0.1), 4.0 times as many.": True,
-        "p: best mean test accuracy 0.860 [0.850, 0.870] with batch normalisation (learning rate 0.01), "
-        "0.840 [0.830, 0.850] without it (learning rate 0.1): the seeds overlap, batch normalisation does not win.": False,
-        "p: runs that diverged: 0 of 6 with batch normalisation, 2 of 6 without it.": None,
-    }
-
-
-def test_words_for_a_result_where_batch_normalisation_loses():
-    swapped = {("none" if norm == "batch" else "batch", value): seeds for (norm, value), seeds in WIDE.items()}
-    swapped["none", 0.01] = (0.88, 0.87)
-    steps = {("batch", 0.1): 200, ("none", 0.1): 50}
-    made = said(rows("learning_rate", swapped, steps=steps))
-    assert made == {
-        "p: usable learning rates with batch normalisation: none of 3; without it: 2 of 3, 0.01 to 0.1 (1.0 decades). "
-        "Batch normalisation does not widen the range here.": False,
-        "p: test accuracy 0.8 is reached after 200 steps with batch normalisation (learning rate 0.1) and after 50 "
-        "steps without it (learning rate 0.1), 0.2 times as many. Batch normalisation is not faster here.": False,
-        "p: best mean test accuracy 0.840 [0.830, 0.850] with batch normalisation (learning rate 0.1), "
-        "0.875 [0.870, 0.880] without it (learning rate 0.01): lower with it by 3.5 points, batch normalisation does "
-        "not win.": False,
-    }
-
-
-def test_steps_count_only_where_every_seed_arrives():
-    made = rows("learning_rate", WIDE, steps={("batch", 0.1): 100, ("batch", 1.0): 50})
-    next(row for row in made if (row["norm"], row["value"]) == ("batch", 1.0))["steps_to_target"] = None
-    fastest = next(text for text in said(made) if "is reached" in text)
-    assert "after 100 steps with batch normalisation (learning rate 0.1) and not by every seed without it." in fastest
-
-
-def test_words_for_depth_where_batch_normalisation_loses():
-    made = rows(
-        "depth",
-        {("batch", 2): [0.85], ("batch", 50): [0.3], ("none", 2): [0.84], ("none", 50): [0.81]},
-        rates={},
-    )
-    texts = said(made)
-    assert (
-        texts[
-            "p: deepest network whose mean test accuracy reaches 0.8: 2 hidden layers with batch normalisation, "
-            "50 hidden layers without it. Batch normalisation does not train a deeper one here."
-        ]
-        is False
-    )
-    assert texts["p: batch normalisation loses with this many hidden layers: 50 (0.300 with, 0.810 without)."] is False
-
-
-def test_words_for_the_matched_and_the_largest_learning_rates():
-    made = rows("learning_rate", WIDE | {("batch", 1.0): (0.86, 0.87), ("none", 0.1): (0.855, 0.865)})
-    texts = said([row | {"experiment": "matched"} for row in made])
-    assert (
-        texts[
-            "p: at the matched learning rate 0.1: 0.860 [0.860, 0.860] with batch normalisation, 0.860 [0.855, 0.865] "
-            "without it: the seeds overlap, batch normalisation does not win."
-        ]
-        is False
-    )
-    assert any(text.startswith("p: each at its largest usable learning rate: 0.865 [0.860, 0.870]") for text in texts)
-
-
-def test_words_for_small_batches_and_positions():
-    texts = said(rows("batch_size", {("batch", 2): [0.3], ("batch", 8): [0.8], ("none", 2): [0.7], ("none", 8): [0.6]}))
-    assert texts["p: batch normalisation loses with this many rows in a batch: 2 (0.300 with, 0.700 without)."] is False
-    made = rows("norm_position", {("batch", "pre"): [0.84], ("batch", "post"): [0.86], ("none", "none"): [0.7]})
-    expected = (
-        "p: normalised before the activation 0.840 [0.840, 0.840] (learning rate 0.1), after it 0.860 [0.860, 0.860] "
-        "(learning rate 0.1): after is higher by 2.0 points."
-    )
-    assert said(made)[expected] is None
-
-
-def test_every_experiment_has_something_said_of_it():
-    assert summary.SAID.keys() == EXPERIMENTS.keys()
-
-
-# ---- the page
-
-
-def test_the_page_stands_alone(directory):
-    text = (directory / "study.html").read_text()
-    for mark in ("<script", "http://", "https://", "@import", "url(", "src="):
-        assert mark not in text
-
-
-def test_text_from_outside_is_escaped(record):
-    made = page.html({**record, "meta": {**record["meta"], "data": "<b>&.csv"}})
-    assert "<b>&.csv" not in made
-    assert "&lt;b&gt;&amp;.csv" in made
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync = need("playwright.sync_api")
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    if program is None:
-        pytest.skip("needs the program chromium")
-    with sync.sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield chromium
-        chromium.close()
-
-
-def test_the_page_in_a_browser(browser, directory, record):
-    tab = browser.new_page(viewport={"width": 390, "height": 844})
-    requests, trouble = [], []
-    tab.on("request", lambda request: requests.append(request.url))
-    tab.on("console", lambda message: trouble.append(message.text))
-    tab.on("pageerror", lambda error: trouble.append(str(error)))
-    address = (directory / "study.html").as_uri()
-    tab.goto(address)
-    assert (requests, trouble) == ([address], [])
-    assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # nothing is wider than a phone
-    shown = tab.locator("caption").evaluate_all(
-        """captions => captions.map(caption => [caption.closest('section').id, caption.textContent,
-           [...caption.parentElement.querySelectorAll('tbody tr')].map(row => [...row.cells].map(c => c.textContent))])"""
-    )
-    tables = {(section, caption): cells for section, caption, cells in shown}
-    for (experiment, panel), group in points.panels(points.points(record["rows"])).items():
-        table = tables[experiment, panel]
-        means = {}
-        for row in record["rows"]:
-            if (row["experiment"], row["panel"]) == (experiment, panel):
-                key = (row["value"], row["norm"], row["learning_rate"])
-                means.setdefault(key, []).append(row["test_accuracy"])
-        assert [cells[-6] for cells in table] == [f"{np.mean(seeds):.4f}" for seeds in means.values()]
-        assert [cells[-1] for cells in table] == ["yes" if point.usable else "no" for point in group]
-    words = tab.inner_text("main")
-    for sentence in record["summary"]:
-        assert sentence["text"] in words
-    for fact in (record["meta"]["command"], record["meta"]["versions"]["numpy"], "Seeds"):
-        assert fact in words
-    assert tab.locator("svg[role=img]").count() == len(tab.locator("figure").all()) > 5
-    for scheme, ground in (("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 24, 30)")):
-        tab.emulate_media(color_scheme=scheme)
-        assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == ground
-    tab.emulate_media(media="print", color_scheme="dark")  # paper stays white, and the tables are printed
-    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert tab.locator("table").first.bounding_box()["height"] > 20
-    tab.close()
-
-
 # ---- requests that are refused
 
 
@@ -487,3 +291,21 @@ def test_a_directory_that_is_no_study_or_another_s_is_refused(capsys, directory)
     status, _, err = run(capsys, *TINY, "--out", directory, "--resume", "--target", "0.7")
     assert status == 2
     assert "holds rows of target 0.8, expected 0.7; choose another directory" in err
+
+
+@pytest.mark.parametrize("line", ["nothing", "[1]", '{"row": {}}', '{"row": {"experiment": "x"}, "curve": {}}'])
+def test_a_damaged_file_of_rows_is_refused_by_line(tmp_path, line):
+    about = {"format": 1, "data": "digits"}
+    file = tmp_path / "rows.jsonl"
+    processes.RowsFile(file, about, {})
+    with file.open("a") as damaged:
+        damaged.write(f"{line}\n")
+    with pytest.raises(ConfigError, match=r"rows.jsonl, line 2: expected a row of a study; --overwrite starts anew"):
+        processes.RowsFile(file, about, {})
+
+
+def test_a_study_that_was_killed_at_its_first_line_starts_anew(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"format": 1, "da')
+    assert processes.RowsFile(file, {"format": 1}, {"date": "today"}).done == {}
+    assert json.loads(file.read_text()) == {"format": 1, "made": {"date": "today"}}

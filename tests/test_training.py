@@ -8,7 +8,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import data, trees
+from bnengine import backends, data, trees
 
 BACKENDS = ["numpy", "torch", "jax", "array-api-strict", "dask"]
 SMALL = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
@@ -120,6 +120,65 @@ def test_training_can_stop_and_go_on(digits):
     assert [row["train_loss"] for row in rest.history] == [row["train_loss"] for row in whole.history]
 
 
+@pytest.mark.parametrize("name", BACKENDS)
+def test_training_can_be_broken_off_inside_an_epoch(name, digits):
+    """After any step, and more than once; the losses of the first part count for the epoch's mean."""
+    net, optimizer, backend = bn.mlp([64, 16, 10], standardize=True), bn.optimizers.adam(0.01), backend_of(name)
+    rows = digits.x_train[:300], digits.y_train[:300]
+    options = {"epochs": 2, "batch_size": 50, "validation": rows, "backend": backend}
+    whole = bn.fit(net, optimizer, rows, **options)
+    part = None
+    for steps in (0, 4, 1, 3):
+        answers = iter([False] * steps + [True])
+        part = bn.fit(net, optimizer, rows, start=part, interrupted=lambda a=answers: next(a), **options)
+    assert (len(part.history), len(part.losses)) == (1, 2)
+    rest = bn.fit(net, optimizer, rows, start=part, **options)
+    for tree in ("params", "state", "opt_state"):
+        pairs = zip(*(trees.leaves(getattr(fitted, tree)) for fitted in (whole, rest)), strict=True)
+        for a, b in pairs:
+            np.testing.assert_array_equal(backends.as_numpy(a), backends.as_numpy(b))
+    seconds = {"seconds": 0}
+    assert [row | seconds for row in rest.history] == [row | seconds for row in whole.history]
+
+
+def test_many_steps_in_an_epoch_are_all_counted(digits):
+    rows = digits.x_train[:1200], digits.y_train[:1200]
+    seen, net = [], bn.mlp([64, 10])
+    answers = iter([False] * 520 + [True])
+    options = {"epochs": 1, "batch_size": 2}
+    part = bn.fit(net, bn.optimizers.sgd(0.01), rows, interrupted=lambda: next(answers), **options)
+    assert len(part.losses) == 520  # two whole blocks and a rest
+    whole = bn.fit(net, bn.optimizers.sgd(0.01), rows, **options)
+    rest = bn.fit(net, bn.optimizers.sgd(0.01), rows, start=part, callback=lambda row, _: seen.append(row), **options)
+    assert whole.history[0]["train_loss"] == rest.history[0]["train_loss"] == seen[0]["train_loss"]
+
+
+def test_fitted_prints_in_a_line(digits):
+    rows = digits.x_train[:100], digits.y_train[:100]
+    fitted = bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(0.1), rows, validation=rows, epochs=2)
+    losses = "train_loss {train_loss:.4g}, validation_loss {validation_loss:.4g}".format(**fitted.history[-1])
+    assert repr(fitted) == f"Fitted(2 epochs, 618 parameters, {losses})"
+
+
+@pytest.mark.parametrize("stopped", [1, 4, 6])
+def test_early_stopping_remembers_its_best_epoch(stopped, digits):
+    """The best epoch is the third or so; a run broken off after it, and one that had ended, give it back."""
+    net, optimizer = bn.mlp([64, 32, 10], standardize=True), bn.optimizers.adam(0.05)
+    rows, held = (digits.x_train[:100], digits.y_train[:100]), (digits.x_test, digits.y_test)
+    options = {"validation": held, "epochs": 200, "early_stopping": 3}
+    whole = bn.fit(net, optimizer, rows, **options)
+    part = bn.fit(
+        net, optimizer, rows, callback=lambda row, _: row["epoch"] == stopped, **{**options, "early_stopping": None}
+    )
+    rest = bn.fit(net, optimizer, rows, start=part, **options)
+    assert len(whole.history) > stopped
+    assert len(rest.history) == len(whole.history)
+    for a, b in zip(trees.leaves(whole.params), trees.leaves(rest.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    again = bn.fit(net, optimizer, rows, start=rest, **options)
+    assert len(again.history) == len(whole.history)
+
+
 def test_early_stopping_returns_the_best_epoch(digits):
     net, optimizer = bn.mlp([64, 32, 10], standardize=True), bn.optimizers.adam(0.05)
     rows, held = (digits.x_train[:100], digits.y_train[:100]), (digits.x_test, digits.y_test)
@@ -145,7 +204,7 @@ def test_callback_sees_each_epoch_and_can_stop(digits):
 def test_a_loss_that_is_not_finite_stops_with_the_last_good_network(digits):
     net, rows = bn.mlp([64, 8, 10], norm=None), (digits.x_train[:100], digits.y_train[:100])
     blown = bn.optimizers.sgd(lambda step: 0.001 if step < 4 else 1e30)
-    with pytest.raises(bn.NonFiniteError, match="not finite in epoch 2, first at step 6") as e:
+    with pytest.raises(bn.NonFiniteError, match=r"not finite in epoch 2, first at step 6: the output of layer") as e:
         bn.fit(net, blown, rows, epochs=5, batch_size=25)
     good = e.value.last_good
     assert len(good.history) == 1

@@ -31,15 +31,15 @@ def relu(x: Array, /) -> Array:
     array([0., 2.])
     """
     checks.floating("x", x)
-    xp = array_namespace(x)
-    return xp.where(x <= 0, xp.zeros_like(x), x)
+    y: Array = select(x).relu(x)
+    return y
 
 
 def relu_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy where y > 0, else 0 (also at x = 0)."""
     checks.same_shape("dy", dy, y, of="y")
-    xp = array_namespace(y)
-    return xp.where(y <= 0, xp.zeros_like(dy), dy)
+    dx: Array = select(y).relu_backward(y, dy)
+    return dx
 
 
 def leaky_relu(x: Array, /, *, slope: float = 0.01) -> Array:

@@ -214,6 +214,18 @@ def matmul(a: Array, b: Array) -> Array:
     return array_namespace(a, b).matmul(a, b)
 
 
+def relu(x: Array) -> Array:
+    """max(x, 0); NaN stays NaN."""
+    xp = array_namespace(x)
+    return xp.where(x <= 0, xp.zeros_like(x), x)
+
+
+def relu_backward(y: Array, dy: Array) -> Array:
+    """dy where y > 0, else 0."""
+    xp = array_namespace(y)
+    return xp.where(y <= 0, xp.zeros_like(dy), dy)
+
+
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), without overflow and to full relative precision on both sides."""
     xp = array_namespace(x)

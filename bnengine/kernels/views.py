@@ -58,7 +58,8 @@ class View:
         return y.reshape([self.shape[i] for i in self.order]).transpose(np.argsort(self.order))
 
     def moments(self, moments: Moments) -> Moments:
-        return Moments(*(plain(v, self.statistics) for v in moments))
+        dtype = self.statistics
+        return Moments(plain(moments.mean, dtype), plain(moments.remainder, dtype), plain(moments.var, dtype))
 
     def affine(self, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Affine:
         channels = self.seen[1]

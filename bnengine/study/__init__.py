@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoints
+from .. import files, run_directory
 from ..bench import machine, to_json
 from ..bench.timing import cores
 from ..config import ConfigError
@@ -105,15 +105,15 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
     seeds, steps = options.size()
     planned = runs(options.names(), seeds=seeds, steps=steps, quick=options.quick)
     Problem.of(options.data)  # refused here, before processes and files
-    directory = checkpoints.new_run(
-        options.out, "study", overwrite=options.overwrite, resume=options.resume, files=FILES
-    )
-    tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
-    file = opened(directory, options)
-    jobs = options.jobs or cores()
-    finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
-    record = assembled(_meta(options, file), [file.done[run] for run in planned])
-    write(directory, record)
+    with run_directory.opened(
+        options.out, "study", overwrite=options.overwrite, resume=options.resume, known=FILES
+    ) as directory:
+        tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
+        file = opened(directory, options)
+        jobs = options.jobs or cores()
+        finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
+        record = assembled(_meta(options, file), [file.done[run] for run in planned])
+        write(directory, record)
     return directory, record
 
 
@@ -153,11 +153,11 @@ def assembled(meta: Record, results: Sequence[Result]) -> Record:
 
 def write(directory: Path, record: Record) -> None:
     """study.json, study.csv, study.html, and a plot for each experiment."""
-    checkpoints.write(directory / "study.json", to_json(record))
-    checkpoints.write(directory / "study.csv", to_csv(record["rows"]))
-    checkpoints.write(directory / "study.html", page.html(record))
+    files.write(directory / "study.json", to_json(record))
+    files.write(directory / "study.csv", to_csv(record["rows"]))
+    files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):
-        checkpoints.write(directory / f"{name}.png", picture)
+        files.write(directory / f"{name}.png", picture)
 
 
 def to_csv(rows: Sequence[Record]) -> str:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .. import checkpoints
+from .. import files
 from ..bench.machine import commit
 from ..config import ConfigError
 from .experiments import Run
@@ -40,28 +40,34 @@ class RowsFile:
         self.made = made
         self.done: dict[Run, Result] = {}
         self.sessions: list[dict[str, Any]] = []
-        if path.exists() and path.stat().st_size:
-            self._read(about)
+        whole, _, torn = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
+        if torn:  # the process ended in the middle of a line
+            files.write(path, f"{whole}\n" if whole else "")
+        if whole:
+            self._read(whole.split("\n"), about)
         else:
             self._append({**about, "made": made})
 
-    def _read(self, about: dict[str, Any]) -> None:
-        text = self.path.read_text(encoding="utf-8")
-        whole, _, torn = text.rpartition("\n")
-        if torn:  # the process ended in the middle of a line
-            checkpoints.write(self.path, f"{whole}\n")
-        first, *entries = map(json.loads, whole.split("\n"))
-        for name, value in about.items():
-            if first.get(name) != value:
+    def _read(self, lines: list[str], about: dict[str, Any]) -> None:
+        for number, line in enumerate(lines, 1):
+            try:
+                self._take(json.loads(line), about if number == 1 else None)
+            except (KeyError, TypeError, json.JSONDecodeError) as error:
                 raise ConfigError(
-                    f"out: {self.path} holds rows of {name} {first.get(name)}, expected {value}; choose another directory"
-                )
-        self.made = first["made"]
-        for entry in entries:
-            if "session" in entry:
-                self.sessions.append(entry["session"])
-            else:
-                self.done[_run_of(entry["row"])] = entry["row"], entry["curve"]
+                    f"out: {self.path}, line {number}: expected a row of a study; --overwrite starts anew"
+                ) from error
+
+    def _take(self, entry: dict[str, Any], about: dict[str, Any] | None) -> None:
+        if about is not None:
+            self.made = entry["made"]
+            for name, value in about.items():
+                if entry[name] != value:
+                    kept = f"{self.path} holds rows of {name} {entry[name]}"
+                    raise ConfigError(f"out: {kept}, expected {value}; choose another directory")
+        elif "session" in entry:
+            self.sessions.append(entry["session"])
+        else:
+            self.done[_run_of(entry["row"])] = entry["row"], entry["curve"]
 
     def add(self, result: Result) -> None:
         """Keep a result."""
@@ -102,14 +108,16 @@ def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs:
 
 def _results(runs: list[Run], source: str, target: float, jobs: int) -> Iterator[Result]:
     # Spawned, not forked: the threads of NumPy and Numba do not survive a fork.
-    context = multiprocessing.get_context("spawn")
+    context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(source, target)) as pool:
-        futures = [pool.submit(_train, run) for run in runs]
         try:
-            for future in as_completed(futures):
+            for future in as_completed([pool.submit(_train, run) for run in runs]):
                 yield future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+        except BaseException:  # Ctrl-C too: nobody waits for the runs that have begun
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
 
 
 @contextmanager

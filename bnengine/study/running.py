@@ -16,6 +16,7 @@ from .._typing import Tree
 from ..backends import backend as make_backend
 from ..layers import Activation, BatchNorm, Layer, Linear, Sequential, Standardize, mlp
 from ..optimizers import BY_NAME
+from ..readers import DataError, HostArray
 from ..training import evaluate, train_step
 from .experiments import WIDTH, Run
 
@@ -33,10 +34,10 @@ Curve = dict[str, Any]
 class Problem:
     """Classes to learn: rows with standardised features, on the host."""
 
-    x: data.HostArray
-    y: data.HostArray
-    x_test: data.HostArray
-    y_test: data.HostArray
+    x: HostArray
+    y: HostArray
+    x_test: HostArray
+    y_test: HostArray
     classes: int
 
     @classmethod
@@ -44,9 +45,9 @@ class Problem:
         """The data set, each feature with mean 0 and variance 1 over the training rows."""
         dataset = data.load(source)
         if dataset.task != "classification":
-            raise data.DataError(f"data: the study needs classes to learn, and {source} has values")
+            raise DataError(f"data: the study needs classes to learn, and {source} has values")
         if len(dataset.x_train) < 2:
-            raise data.DataError(f"data: {source} has too few rows to train on")
+            raise DataError(f"data: {source} has too few rows to train on")
         layer, backend = Standardize(dataset.features), make_backend("numpy")
         state = layer.measure(dataset.x_train, backend)
         x, x_test = (
@@ -158,13 +159,13 @@ def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, fl
             yield step, float(loss), seen
 
 
-def _batches(run: Run, rows: int) -> Iterator[data.HostArray]:
+def _batches(run: Run, rows: int) -> Iterator[HostArray]:
     """Row numbers of mini-batches, epoch after epoch; the same for every run with this seed and batch size."""
     for epoch in itertools.count(1):
         yield from data.batches(rows, run.batch_size, np.random.default_rng([run.seed, epoch]))
 
 
-def _watch(net: Sequential, params: Tree, state: Tree, x: data.HostArray, curve: Curve) -> None:
+def _watch(net: Sequential, params: Tree, state: Tree, x: HostArray, curve: Curve) -> None:
     """The input of the last hidden layer's first unit, and what that layer's gamma and beta have become."""
     below = Sequential(net.layers[:-2])  # all but the last activation and the output
     inputs = below.forward(params, state, x, training=False)[0][:, 0]

@@ -23,9 +23,16 @@ ERRORS = {
     1: "__syncthreads() was reached by only some threads of a block",
     2: "threads wait at barriers that the others never reach",
     3: "an index lies outside its array",
+    4: "it ran for longer than any kernel here should",
+    5: "an address lies outside the dynamic shared memory of the cluster",
 }
 
-SHIM = Path(__file__).with_name("device.hpp")
+SECONDS = 120.0
+"""Of processor time that a launch may take."""
+
+SHIM = "shim.hpp"
+"""What is included in front of every kernel: the parts, and CuPy's headers."""
+PARTS = [Path(__file__).with_name(name) for name in ("device.hpp", "intrinsics.hpp")]
 FLAGS = ["-std=c++17", "-O1", "-w", "-fPIC", "-fno-strict-aliasing", "-march=native", "-ffp-contract=fast"]
 SANITIZERS = os.environ.get("BNENGINE_HOST_CUDA_SANITIZE", "")
 """What g++ takes for -fsanitize=, such as "address,undefined"; the process must have loaded its runtime."""
@@ -72,27 +79,49 @@ def function(code: str, name: str) -> Callable[..., int]:
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             text, built = Path(scratch) / "kernel.cpp", Path(scratch) / "kernel.so"
             text.write_text(code, encoding="utf-8")
-            _compile(*flags, "-include", str(folder / SHIM.name), "-shared", str(text), "-o", str(built))
+            _compile(*flags, "-include", str(folder / SHIM), "-shared", str(text), "-o", str(built))
             built.replace(library)
     launch: Callable[..., int] = ctypes.CDLL(str(library)).launch
     return launch
 
 
+class _Launch(ctypes.Structure):
+    _fields_ = (
+        ("grid", ctypes.c_uint * 3),
+        ("block", ctypes.c_uint * 3),
+        ("cluster", ctypes.c_int),
+        ("shared", ctypes.c_int),
+        ("schedule", ctypes.c_int),
+        ("fibers", ctypes.c_int),
+        ("seconds", ctypes.c_double),
+    )
+
+
 def launch(
-    code: str, name: str, arguments: list[bytes], blocks: int, threads: int, schedule: str = SCHEDULES[0]
+    code: str,
+    name: str,
+    arguments: list[bytes],
+    blocks: int,
+    threads: int,
+    schedule: str = SCHEDULES[0],
+    *,
+    cluster: int = 1,
+    shared: int = 0,
 ) -> None:
     """Run every block of a launch; HostError where a thread does what is undefined on a device."""
     buffers = [ctypes.create_string_buffer(a, len(a)) for a in arguments]
     pointers = (ctypes.c_void_p * len(buffers))(*(ctypes.addressof(b) for b in buffers))
-    grid, block = (ctypes.c_uint * 3)(blocks, 1, 1), (ctypes.c_uint * 3)(threads, 1, 1)
-    fibers = "__sync" in code or "__shfl" in code
-    outcome = function(code, name)(pointers, grid, block, SCHEDULES.index(schedule), int(fibers))
+    fibers = any(word in code for word in ("__sync", "__shfl", "cluster_sync"))
+    order = SCHEDULES.index(schedule)
+    how = _Launch((blocks, 1, 1), (threads, 1, 1), cluster, shared, order, fibers, SECONDS)
+    outcome = function(code, name)(pointers, ctypes.byref(how))
     if outcome:
         raise HostError(f"{name}: {ERRORS[outcome]}")
 
 
 def _on_host(code: str) -> str:
     """Shared arrays come from the shim, which fills them with NaN for each block."""
+    code = re.sub(r"extern __shared__ ([\w:]+) (\w+)\[\];", r"\1* \2 = (\1*)host::dynamic_shared();", code)
     pattern = r"__shared__\s+([\w:<>]+)\s+(\w+)\[([^\]]+)\];"
     counter = iter(range(1000))
     return re.sub(
@@ -102,15 +131,13 @@ def _on_host(code: str) -> str:
 
 def _entry(code: str, name: str) -> str:
     """A C function that takes the kernel's arguments as pointers, as a launch does."""
-    found = re.search(rf"__global__\s+void\s+{name}\s*\((.*?)\)\s*\{{", code, flags=re.DOTALL)
+    found = re.search(rf"__global__[^;{{]*?\s{name}\s*\((.*?)\)\s*\{{", code, flags=re.DOTALL)
     if found is None:
         raise ValueError(f"no kernel {name} in the source")
     types = [re.sub(r"\s*\w+$", "", p.strip()).removeprefix("const ") for p in _parameters(found[1])]
     values = ", ".join(f"*({t}*)a[{k}]" for k, t in enumerate(types))
     return f"""static void entry(void** a) {{ {name}({values}); }}
-extern "C" int launch(void** a, const unsigned* grid, const unsigned* block, int schedule, int fibers) {{
-  return host::launch(entry, a, grid, block, schedule, fibers);
-}}
+extern "C" int launch(void** a, const host::Launch* how) {{ return host::launch(entry, a, *how); }}
 """
 
 
@@ -122,12 +149,12 @@ def _parameters(text: str) -> list[str]:
 @functools.cache
 def _prepared() -> tuple[Path, list[str]]:
     """The folder of compiled kernels, with the headers compiled ahead, and the compiler's flags."""
-    state = "\0".join([SHIM.read_text(encoding="utf-8"), source.cupy.__version__, *FLAGS])
+    state = "\0".join([_shim(), source.cupy.__version__, *FLAGS])
     folder = Path(tempfile.gettempdir()) / f"bnengine-host-cuda-{os.getuid()}" / _digest(state)
     flags = [*FLAGS, f"-I{folder}", *source.include_options(), f"-I{cuda_headers()}"]
-    if not (folder / f"{SHIM.name}.gch").exists():
+    if not (folder / f"{SHIM}.gch").exists():
         _write_headers(folder)
-        _compile(*flags, "-x", "c++-header", str(folder / SHIM.name), "-o", str(folder / f"{SHIM.name}.gch"))
+        _compile(*flags, "-x", "c++-header", str(folder / SHIM), "-o", str(folder / f"{SHIM}.gch"))
     return folder, flags
 
 
@@ -139,8 +166,11 @@ def _write_headers(folder: Path) -> None:
     if head not in array:
         raise RuntimeError("CuPy's carray.cuh has changed: the check of indices no longer fits it")
     (folder / "cupy" / "carray.cuh").write_text(array.replace(head, f"{head}\n idx = host::inside(idx, size_);"))
-    text = SHIM.read_text(encoding="utf-8")
-    (folder / SHIM.name).write_text(f"{text}\n#include <cupy/carray.cuh>\n#include <cupy/math_constants.h>\n")
+    (folder / SHIM).write_text(f"{_shim()}\n#include <cupy/carray.cuh>\n#include <cupy/math_constants.h>\n")
+
+
+def _shim() -> str:
+    return "\n".join(part.read_text(encoding="utf-8") for part in PARTS)
 
 
 def _digest(text: str) -> str:

@@ -88,7 +88,7 @@ def laid_out(device: Device, values: np.ndarray, layout: str) -> Any:
         return device.put(np.repeat(values, 2, axis=-1))[..., ::2]
     if layout == "reversed":
         return device.put(np.ascontiguousarray(values[::-1]))[::-1]
-    return device.put(np.ascontiguousarray(values))
+    return device.put(np.asarray(values, order="C"))
 
 
 # ---- batch normalisation
@@ -363,12 +363,24 @@ UPDATES = (
 )
 
 
+LEAVES = (
+    ((3, 130), "F"),
+    ((7,), "C"),
+    ((), "C"),
+    ((0, 3), "C"),
+    ((2300,), "C"),
+    ((5, 4), "strided"),
+    *[((2,), "C")] * 62,
+)
+"""Shapes and layouts: more than one launch takes, one of several blocks, some that have to be copied."""
+
+
 def check_update(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
-    """Three leaves with their own weight decays, written where they lie; the gradients are left alone."""
-    random, shapes, decays = np.random.default_rng(5), ((3, 130), (7,), ()), [0.0, 0.2, 0.1]
-    trees = [[np.asarray(random.uniform(0.5, 2, s)).astype(dtype_of(dtype)) for s in shapes] for _ in range(4)]
+    """Leaves with their own weight decays, written where they lie; the gradients are left alone."""
+    random, decays = np.random.default_rng(5), [0.2 * (k % 3) for k in range(len(LEAVES))]
+    trees = [[np.asarray(random.uniform(0.5, 2, s)).astype(dtype_of(dtype)) for s, _ in LEAVES] for _ in range(4)]
     trees = [trees[0], [np.asarray(-g) for g in trees[1]], *trees[2 : 2 + update.slots]]
-    there = [[device.put(leaf.copy()) for leaf in tree] for tree in trees]
+    there = [[laid_out(device, leaf, layout) for leaf, (_, layout) in zip(tree, LEAVES, strict=True)] for tree in trees]
     results = getattr(kernels, update.name)(*there, decays, **update.scalars)
     written = [there[0], *there[2:]]
     for k, decay in enumerate(decays):

@@ -26,16 +26,19 @@ def stand_in() -> ModuleType:
 def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """bnengine.kernels.cuda with the stand-in for its `cupy`."""
     from bnengine.kernels import cuda
+    from bnengine.kernels.cuda import device
 
-    monkeypatch.setattr(cuda, "cupy", stand_in)
+    monkeypatch.setattr(device, "cupy", stand_in)
     monkeypatch.setattr(stand_in, "schedule", "lowest")
     monkeypatch.setattr(stand_in, "dry", False)
     monkeypatch.setattr(stand_in, "rewrite", str)
     stand_in.launches.clear()
     stand_in.sources.clear()
-    cuda._kernel.cache_clear()
+    device.kernel.cache_clear()
+    device.raw.cache_clear()
     yield cuda
-    cuda._kernel.cache_clear()
+    device.kernel.cache_clear()
+    device.raw.cache_clear()
 
 
 @pytest.fixture

@@ -1,9 +1,12 @@
-// Runs CUDA kernels on the host, one fiber for each thread of a block, one block at a time.
+// Runs CUDA kernels on the host, one fiber for each thread, one cluster of blocks at a time.
 //
-// A fiber runs until it reaches a barrier or its end, then the schedule chooses the next one. Shared memory is
-// filled with NaN before each block. What this cannot show: see docs/cuda.md.
+// A fiber runs until it reaches a barrier or its end, then the schedule chooses the next one. A block's shared
+// memory is filled with NaN before it and after it. What this cannot show: see docs/cuda.md.
 #pragma once
 #include <math.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/time.h>
 #include <ucontext.h>
 
 #include <algorithm>
@@ -51,8 +54,8 @@ static const int warpSize = 32;
 
 namespace host {
 
-enum Error { NONE, PARTIAL_BARRIER, DEADLOCK, OUTSIDE_ARRAY };
-enum Wait { RUNNING, AT_WARP, AT_BLOCK, DONE };
+enum Error { NONE, PARTIAL_BARRIER, DEADLOCK, OUTSIDE_ARRAY, ENDLESS, OUTSIDE_CLUSTER };
+enum Wait { RUNNING, AT_WARP, AT_BLOCK, AT_CLUSTER, DONE };
 enum Schedule { LOWEST, HIGHEST, ROTATING, RANDOM };
 
 struct Fiber {
@@ -63,16 +66,25 @@ struct Fiber {
 };
 
 static const size_t STACK = 64 * 1024;
+static const int LARGEST_CLUSTER = 8;
 static std::vector<Fiber> fibers;
-static ucontext_t scheduler;
-static int current, threads, block_number;
+static ucontext_t scheduler, stopped;
+static pthread_t launcher;
+static int current, threads, cluster, first_block;
 static unsigned random_state;
-static Error error;
+static volatile Error error;
 static void (*kernel)(void**);
 static void** arguments;
 
+static int rank_of(int t) { return t / threads; }  // of a fiber's block in its cluster
+
 static uint3 thread_index(int t) {
+  t %= threads;
   return uint3{t % blockDim.x, t / blockDim.x % blockDim.y, t / (blockDim.x * blockDim.y)};
+}
+
+static uint3 block_index(int b) {
+  return uint3{b % gridDim.x, b / gridDim.x % gridDim.y, b / (gridDim.x * gridDim.y)};
 }
 
 static unsigned random_below(unsigned n) {
@@ -80,17 +92,67 @@ static unsigned random_below(unsigned n) {
   return (random_state >> 8) % n;
 }
 
+// ---- memory
+
+// An index inside an array of this size; one outside is noted and replaced.
+static ptrdiff_t inside(ptrdiff_t index, ptrdiff_t size) {
+  if (index >= 0 && index < size) return index;
+  error = OUTSIDE_ARRAY;
+  return 0;
+}
+
+struct Shared {
+  char* start;
+  size_t size;
+};
+
+static std::vector<Shared> shared_arrays[LARGEST_CLUSTER];  // of each block of a cluster
+static char* dynamic[LARGEST_CLUSTER];
+static size_t dynamic_size;
+
+static void spoil(int rank) {
+  for (Shared& array : shared_arrays[rank]) memset(array.start, 0xff, array.size);
+  if (dynamic_size) memset(dynamic[rank], 0xff, dynamic_size);
+}
+
+// The block's array of a __shared__ declaration.
+template <typename Array, int declaration>
+static Array& shared() {
+  alignas(128) static char memory[LARGEST_CLUSTER][(sizeof(Array) + 127) / 128 * 128];
+  static bool known[LARGEST_CLUSTER];
+  int rank = rank_of(current);
+  if (!known[rank]) {
+    memset(memory[rank], 0xff, sizeof(Array));
+    shared_arrays[rank].push_back(Shared{memory[rank], sizeof(Array)});
+    known[rank] = true;
+  }
+  return reinterpret_cast<Array&>(memory[rank]);
+}
+
+static char* dynamic_shared() { return dynamic[rank_of(current)]; }
+
+// Where another block of the cluster has what this one has at `here` in its dynamic shared memory.
+template <typename T>
+static T* peer(T* here, unsigned rank) {
+  ptrdiff_t offset = (char*)here - dynamic_shared();
+  if (offset < 0 || offset + sizeof(T) > dynamic_size || (int)rank >= cluster) {
+    error = OUTSIDE_CLUSTER;
+    return here;
+  }
+  return (T*)(dynamic[rank] + offset);
+}
+
 // ---- fibers
 
 static void body() {
   kernel(arguments);
   fibers[current].wait = DONE;
-  swapcontext(&fibers[current].context, &scheduler);
+  setcontext(&scheduler);
 }
 
 static void prepare() {
-  if ((int)fibers.size() < threads) fibers.resize(threads);
-  for (int t = 0; t < threads; ++t) {
+  if ((int)fibers.size() < threads * cluster) fibers.resize(threads * cluster);
+  for (int t = 0; t < threads * cluster; ++t) {
     Fiber& fiber = fibers[t];
     if (!fiber.stack) fiber.stack = aligned_alloc(64, STACK);
     fiber.wait = RUNNING;
@@ -105,6 +167,7 @@ static void prepare() {
 static void resume(int t) {
   current = t;
   threadIdx = thread_index(t);
+  blockIdx = block_index(first_block + rank_of(t));
   swapcontext(&scheduler, &fibers[t].context);
 }
 
@@ -122,23 +185,29 @@ static bool release(int from, int to, Wait barrier) {
     waiting += fibers[t].wait == barrier;
   }
   if (!waiting || waiting < live) return false;
-  if (barrier == AT_BLOCK && live < to - from) error = PARTIAL_BARRIER;
+  if (barrier != AT_WARP && live < to - from) error = PARTIAL_BARRIER;
   for (int t = from; t < to; ++t) {
     if (fibers[t].wait == barrier) fibers[t].wait = RUNNING;
   }
   return true;
 }
 
-static bool release_barriers(int t) {
-  int warp = t / warpSize * warpSize;
-  return release(warp, min(warp + warpSize, threads), AT_WARP) || release(0, threads, AT_BLOCK);
+static void release_barriers(int t) {
+  int block = rank_of(t) * threads, warp = block + (t - block) / warpSize * warpSize;
+  if (release(warp, min(warp + warpSize, block + threads), AT_WARP)) return;
+  if (release(block, block + threads, AT_BLOCK)) return;
+  if (release(0, threads * cluster, AT_CLUSTER)) return;
+  bool over = true;
+  for (int k = block; k < block + threads; ++k) over = over && fibers[k].wait == DONE;
+  if (over) spoil(rank_of(t));  // no other block may look into its shared memory any more
 }
 
 // LOWEST and HIGHEST let the first or last warp run as far ahead as barriers allow.
 static int next_thread(Schedule schedule) {
-  int start = schedule == ROTATING ? current + 1 : schedule == RANDOM ? random_below(threads) : 0;
-  for (int k = 0; k < threads; ++k) {
-    int t = schedule == HIGHEST ? threads - 1 - k : (start + k) % threads;
+  int all = threads * cluster;
+  int start = schedule == ROTATING ? current + 1 : schedule == RANDOM ? random_below(all) : 0;
+  for (int k = 0; k < all; ++k) {
+    int t = schedule == HIGHEST ? all - 1 - k : (start + k) % all;
     if (fibers[t].wait == RUNNING) return t;
   }
   return -1;
@@ -151,7 +220,7 @@ static void run_fibers(Schedule schedule) {
     resume(t);
     release_barriers(t);
   }
-  for (int t = 0; t < threads; ++t) {
+  for (int t = 0; t < threads * cluster; ++t) {
     if (error == NONE && fibers[t].wait != DONE) error = DEADLOCK;
   }
 }
@@ -161,29 +230,12 @@ static void run_in_order(Schedule schedule) {
   std::vector<int> order(threads);
   for (int t = 0; t < threads; ++t) order[t] = schedule == HIGHEST ? threads - 1 - t : t;
   for (int t = threads - 1; schedule == RANDOM && t > 0; --t) std::swap(order[t], order[random_below(t + 1)]);
+  blockIdx = block_index(first_block);
   for (int t : order) {
+    current = t;
     threadIdx = thread_index(t);
     kernel(arguments);
   }
-}
-
-// ---- memory
-
-// An index inside an array of this size; one outside is noted and replaced.
-static ptrdiff_t inside(ptrdiff_t index, ptrdiff_t size) {
-  if (index >= 0 && index < size) return index;
-  error = OUTSIDE_ARRAY;
-  return 0;
-}
-
-// The block's array of a __shared__ declaration, full of NaN when its first thread comes to it.
-template <typename Array, int declaration>
-static Array& shared() {
-  alignas(128) static char memory[sizeof(Array)];
-  static int filled_for = -1;
-  if (filled_for != block_number) memset(memory, 0xff, sizeof memory);
-  filled_for = block_number;
-  return reinterpret_cast<Array&>(memory);
 }
 
 // ---- shuffles: every lane offers its value, then every lane reads
@@ -191,61 +243,71 @@ static Array& shared() {
 template <typename T>
 static T shuffled(T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-  int warp = current / warpSize * warpSize, source = warp + lane;
+  int block = rank_of(current) * threads, warp = block + (current - block) / warpSize * warpSize;
+  int source = warp + lane;
   memcpy(&fibers[current].slot, &value, sizeof value);
   pause(AT_WARP);
-  if (lane >= 0 && lane < warpSize && source < threads) memcpy(&value, &fibers[source].slot, sizeof value);
+  if (lane >= 0 && lane < warpSize && source < block + threads) memcpy(&value, &fibers[source].slot, sizeof value);
   pause(AT_WARP);
   return value;
 }
 
-static int launch(void (*entry)(void**), void** args, const unsigned* grid, const unsigned* block, int schedule,
-                  int with_fibers) {
-  gridDim = dim3(grid[0], grid[1], grid[2]);
-  blockDim = dim3(block[0], block[1], block[2]);
+// ---- launches
+
+// A kernel that loops for ever: back to `launch`, which then answers ENDLESS.
+static void out_of_time(int) {
+  if (!pthread_equal(pthread_self(), launcher)) {
+    pthread_kill(launcher, SIGVTALRM);
+    return;
+  }
+  error = ENDLESS;
+  setcontext(&stopped);
+}
+
+static void allow(double seconds) {
+  signal(SIGVTALRM, seconds > 0 ? out_of_time : SIG_DFL);
+  itimerval limit = {{0, 0}, {(time_t)seconds, (suseconds_t)((seconds - (time_t)seconds) * 1e6)}};
+  setitimer(ITIMER_VIRTUAL, &limit, nullptr);
+}
+
+struct Launch {
+  unsigned grid[3], block[3];
+  int cluster, shared, schedule, with_fibers;
+  double seconds;  // of processor time
+};
+
+static void run(const Launch& how) {
+  Schedule schedule = (Schedule)how.schedule;
+  unsigned blocks = gridDim.x * gridDim.y * gridDim.z;
+  for (unsigned k = 0; k < blocks && error == NONE; k += cluster) {
+    first_block = schedule == HIGHEST ? blocks - cluster - k : k;  // nothing promises an order of blocks either
+    for (int rank = 0; rank < cluster; ++rank) spoil(rank);
+    how.with_fibers ? run_fibers(schedule) : run_in_order(schedule);
+  }
+}
+
+static int launch(void (*entry)(void**), void** args, const Launch& how) {
+  gridDim = dim3(how.grid[0], how.grid[1], how.grid[2]);
+  blockDim = dim3(how.block[0], how.block[1], how.block[2]);
   kernel = entry;
   arguments = args;
   threads = blockDim.x * blockDim.y * blockDim.z;
+  cluster = how.cluster;
+  dynamic_size = how.shared;
+  for (int rank = 0; rank < cluster; ++rank) {
+    if (posix_memalign((void**)&dynamic[rank], 128, how.shared)) abort();
+  }
   random_state = 1;
   error = NONE;
-  unsigned blocks = grid[0] * grid[1] * grid[2];
-  for (unsigned k = 0; k < blocks && error == NONE; ++k) {
-    unsigned b = schedule == HIGHEST ? blocks - 1 - k : k;  // nothing promises an order of blocks either
-    blockIdx = uint3{b % grid[0], b / grid[0] % grid[1], b / (grid[0] * grid[1])};
-    ++block_number;
-    with_fibers ? run_fibers((Schedule)schedule) : run_in_order((Schedule)schedule);
+  launcher = pthread_self();
+  getcontext(&stopped);  // out_of_time comes back here
+  if (error == NONE) {
+    allow(how.seconds);
+    run(how);
   }
+  allow(0);
+  for (int rank = 0; rank < cluster; ++rank) free(dynamic[rank]);
   return error;
 }
 
 }  // namespace host
-
-// ---- intrinsics
-
-static inline void __syncthreads() { host::pause(host::AT_BLOCK); }
-static inline void __syncwarp(unsigned = ~0u) { host::pause(host::AT_WARP); }
-template <typename T>
-static T __shfl_sync(unsigned, T value, int lane, int = 32) {
-  return host::shuffled(value, lane);
-}
-template <typename T>
-static T __shfl_xor_sync(unsigned, T value, int mask, int = 32) {
-  return host::shuffled(value, host::current % 32 ^ mask);
-}
-template <typename T>
-static T __shfl_down_sync(unsigned, T value, int delta, int = 32) {
-  return host::shuffled(value, host::current % 32 + delta);
-}
-
-static inline int __popc(unsigned x) { return __builtin_popcount(x); }
-static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
-static inline float __int_as_float(int x) {
-  float result;
-  memcpy(&result, &x, sizeof result);
-  return result;
-}
-static inline double __longlong_as_double(long long x) {
-  double result;
-  memcpy(&result, &x, sizeof result);
-  return result;
-}

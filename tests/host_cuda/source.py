@@ -130,7 +130,8 @@ class Cubin(NamedTuple):
 
 def cubin(source: str, architecture: int) -> Cubin:
     """The source compiled for sm_<architecture> as CuPy compiles it, by NVRTC: no device is needed."""
-    headers = "".join(f"#include <{header}>\n" for header in core._cupy_header_list)
+    raw = "#include <cuda_fp16.h>" in source  # a RawKernel has all that it includes in its source
+    headers = "" if raw else "".join(f"#include <{header}>\n" for header in core._cupy_header_list)
     options = core.assemble_cupy_compiler_options(())
     program, log = _NVRTCProgram(headers + source, "kernel.cu", method="cubin"), io.StringIO()
     extra = ("-ftz=true", f"-arch=sm_{architecture}", "--device-as-default-execution-space", "--ptxas-options=-v")

@@ -1,21 +1,27 @@
 """A `cupy` over NumPy memory whose kernels run on the host: what bnengine.kernels.cuda needs of CuPy, no more.
 
 Kernels are CuPy's own objects: they decide types, generate the source and refuse what they refuse. Only the
-launch is replaced. Arrays refuse to hand values to the host, as every such call waits for a device.
+launch is replaced. `library` makes a whole array library of it.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import cupy
 import numpy as np
 
-from . import build, source
+from . import build, memory, source
+from .memory import Device, device, empty, host, ndarray, ones, zeros, zeros_like
 from .source import Scalar
+
+__all__ = ["Device", "device", "empty", "host", "ndarray", "ones", "zeros", "zeros_like"]
+__version__ = cupy.__version__
+float16, float32, float64, int64, uint32 = np.float16, np.float32, np.float64, np.int64, np.uint32
 
 BLOCK = 128
 """Threads of an ElementwiseKernel's block, as in CuPy."""
@@ -31,81 +37,6 @@ sources: dict[str, str] = {}
 """Every source launched so far, with its kernel's name."""
 
 
-class Device:
-    """The one device, entered as CuPy's is; `entered` counts how deep."""
-
-    entered = 0
-
-    def __enter__(self) -> Self:
-        Device.entered += 1
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        Device.entered -= 1
-
-
-class ndarray(np.ndarray):  # noqa: N801  CuPy's name
-    """An array on the device: values only leave it by `host`."""
-
-    @property
-    def device(self) -> Device:  # type: ignore[override]
-        return Device()
-
-    def __getitem__(self, key: Any) -> Any:
-        """An array even where NumPy gives a number, as in CuPy."""
-        found = super().__getitem__(key)
-        return found if isinstance(found, np.ndarray) else device(np.asarray(found))
-
-    def copy(self, order: Any = "C") -> Any:
-        """A copy is queued on the current device."""
-        _refuse_off_device()
-        return super().copy(order)
-
-    def _waits(self, *_: object) -> Any:
-        raise AssertionError("a value was asked for on the host: on a device that waits")
-
-    __float__ = __int__ = __bool__ = __index__ = item = tolist = _waits
-
-
-ndarray.__module__ = "cupy"
-
-__version__ = cupy.__version__
-float16, float32, float64, int64 = np.float16, np.float32, np.float64, np.int64
-
-
-def device(a: Any) -> Any:
-    """A host array's values on the device, in the same layout."""
-    return a.view(ndarray)
-
-
-def host(a: Any) -> Any:
-    """A device array's values on the host."""
-    return a.view(np.ndarray)
-
-
-def empty(shape: Any, dtype: Any) -> Any:
-    """An array of NaN: what is not written shows."""
-    _refuse_off_device()
-    memory = np.full(math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize, 0xFF, np.uint8)
-    return device(memory.view(dtype).reshape(shape))
-
-
-def zeros(shape: Any, dtype: Any) -> Any:
-    return device(np.zeros(shape, dtype))
-
-
-def ones(shape: Any, dtype: Any) -> Any:
-    return device(np.ones(shape, dtype))
-
-
-def zeros_like(a: Any) -> Any:
-    return device(np.zeros_like(host(a)))
-
-
-def _refuse_off_device() -> None:
-    assert Device.entered, "work was queued on whatever device is current, not on the array's own"
-
-
 class ElementwiseKernel:
     """CuPy's kernel, run on the host."""
 
@@ -114,7 +45,7 @@ class ElementwiseKernel:
 
     def __call__(self, *arguments: Any, size: int | None = None) -> None:
         k = self.kernel
-        _refuse_off_device()
+        memory.refuse_off_device()
         assert len(arguments) == k.nargs, f"{k.name} takes {k.nargs} arguments, got {len(arguments)}"
         dtypes, letters = source.elementwise_types(k, list(arguments[: k.nin]), list(arguments[k.nin :]))
         shape = _loop(k, arguments, size)
@@ -136,7 +67,7 @@ class ReductionKernel:
 
     def __call__(self, *arguments: Any, axis: Any = None) -> None:
         k = self.kernel
-        _refuse_off_device()
+        memory.refuse_off_device()
         assert len(arguments) == k.nargs, f"{k.name} takes {k.nargs} arguments, got {len(arguments)}"
         inputs, outputs = list(arguments[: k.nin]), list(arguments[k.nin :])
         dtypes, letters = source.reduction_types(k, inputs, outputs)
@@ -164,12 +95,47 @@ class ReductionKernel:
         _launch(code, k.name, packed, blocks, block)
 
 
-def _launch(code: str, name: str, arguments: list[bytes], blocks: int, threads: int) -> None:
+class RawKernel:
+    """CuPy's kernel, run on the host."""
+
+    max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
+        cupy.RawKernel(code, name, options=options)  # refuses what CuPy refuses
+        self.code, self.name = code, name
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], shared_mem: int = 0) -> None:
+        memory.refuse_off_device()
+        assert shared_mem <= self.max_dynamic_shared_size_bytes, f"{self.name}: more shared memory than it asked for"
+        found = re.search(r"#define CLUSTER (\d+)", self.code)
+        cluster = int(found[1]) if found else 1
+        assert grid[0] % cluster == 0, f"{self.name}: {grid[0]} blocks are no clusters of {cluster}"
+        _launch(self.code, self.name, list(map(_raw_bytes, arguments)), *grid, *block, cluster, shared_mem)
+
+
+def is_available() -> bool:
+    """A device answers: this one."""
+    return True
+
+
+def _raw_bytes(a: Any) -> bytes:
+    """An argument of a RawKernel: the address of an array on the device, or a value of NumPy as it is."""
+    if isinstance(a, ndarray):
+        return np.uint64(a.data.ptr).tobytes()
+    assert isinstance(a, np.generic) or (isinstance(a, np.ndarray) and a.size == 1), f"{type(a)}: no dtype of its own"
+    return a.tobytes()
+
+
+def _launch(
+    code: str, name: str, arguments: list[bytes], blocks: int, threads: int, cluster: int = 1, shared: int = 0
+) -> None:
     code = rewrite(code)
     launches.append(name)
+    memory.events.append(name)
     sources[code] = name
     if not dry:
-        build.launch(code, name, arguments, blocks, threads, schedule)
+        build.launch(code, name, arguments, blocks, threads, schedule, cluster=cluster, shared=shared)
+        memory.check_margins(name)
 
 
 # ---- what CuPy does to arguments before it launches

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import bnengine as bn
-from bnengine.kernels import cuda_layout, reference, select
+from bnengine.kernels import reference, select
 
 from .checks import Device, laid_out
 
@@ -130,22 +130,22 @@ def test_same_bits_on_every_schedule(
     assert bits() == first
 
 
-def test_split_fits_the_array() -> None:
+def test_split_fits_the_array(kernels: ModuleType) -> None:
     """Threads never outnumber what they visit, and visit few values each."""
     sizes = (1, 2, 7, 49, 300, 3136, 50_003)
     for outer, channels, inner in itertools.product(sizes, (1, 3, 64), sizes):
-        rows, columns = cuda_layout.split(outer, channels, inner)
+        rows, columns = kernels.layout.split(outer, channels, inner)
         assert 1 <= rows <= outer
         assert 1 <= columns <= inner
-        assert math.ceil(outer / rows) * math.ceil(inner / columns) <= 4 * cuda_layout.MOST
+        assert math.ceil(outer / rows) * math.ceil(inner / columns) <= 4 * kernels.layout.MOST
     with pytest.raises(ValueError, match="channels"):
-        cuda_layout.split(2, 2**31, 1)
+        kernels.layout.split(2, 2**31, 1)
 
 
-def test_threads_of_huge_arrays() -> None:
+def test_threads_of_huge_arrays(kernels: ModuleType) -> None:
     """Even x of 2^37 values has few enough threads for the device's 32-bit division of their index."""
     for outer, channels, inner in ((2**31, 64, 1), (1, 64, 2**31), (2**12, 2**12, 2**13)):
-        rows, columns = cuda_layout.split(outer, channels, inner)
+        rows, columns = kernels.layout.split(outer, channels, inner)
         assert rows * channels * columns < 2**31
 
 

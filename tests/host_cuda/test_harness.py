@@ -8,6 +8,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from .checks import Device
+
 BLOCK_SUM = """
 #include <cupy/carray.cuh>
 extern "C" __global__ void block_sum(const CArray<float, 1, 1, 1> x, CArray<float, 1, 1, 1> total) {
@@ -76,6 +78,102 @@ def test_undefined_behaviour_is_named(block_sum: Callable[[str, str], bool], rig
     assert right in BLOCK_SUM
     with pytest.raises(HostError, match=says):
         block_sum(BLOCK_SUM.replace(right, wrong), "lowest")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_kernel_without_end_is_stopped(
+    block_sum: Callable[[str, str], bool], monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """With barriers and without, and the next launch is none the worse."""
+    from . import build
+
+    monkeypatch.setattr(build, "SECONDS", 0.1)
+    for endless in ("while (x.size()) __syncwarp();", "for (volatile int k = 0; k >= 0;) k = 0;"):
+        with pytest.raises(build.HostError, match="longer than any kernel"):
+            block_sum(BLOCK_SUM.replace("int lane", f"{endless} int lane"), schedule)
+    assert block_sum(BLOCK_SUM, schedule)
+
+
+CLUSTER_SUM = """
+#include <cupy/carray.cuh>
+#define CLUSTER 4
+extern "C" __global__ void block_sum(const CArray<float, 1, 1, 1> x, CArray<float, 1, 1, 1> total) {
+  extern __shared__ float part[];
+  float sum = 0;
+  for (ptrdiff_t i = blockIdx.x * blockDim.x; i < x.size() && i < (blockIdx.x + 1) * blockDim.x; ++i) sum += x[i];
+  if (threadIdx.x == 0) part[0] = sum;
+  cluster_sync();
+  float all = 0;
+  for (unsigned rank = 0; rank < CLUSTER; ++rank) all += *cluster_peer(part, rank);
+  if (threadIdx.x == 0) total[blockIdx.x] = all;
+  cluster_sync();
+}
+"""
+
+
+@pytest.fixture
+def cluster_sum(stand_in: ModuleType) -> Callable[[str, str], bool]:
+    from . import build
+
+    def run(code: str, schedule: str) -> bool:
+        x, total = np.arange(SIZE, dtype=np.float32), np.full(8, np.nan, np.float32)
+        arguments = [stand_in._bytes(x), stand_in._bytes(total)]
+        build.launch(code, "block_sum", arguments, 8, 32, schedule, cluster=4, shared=4)
+        return bool((total == np.repeat([x[:128].sum(), x[128:].sum()], 4)).all())
+
+    return run
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_clusters(cluster_sum: Callable[[str, str], bool], schedule: str) -> None:
+    assert cluster_sum(CLUSTER_SUM, schedule)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        pytest.param("part[0] = sum;\n  cluster_sync();", "part[0] = sum;\n  __syncthreads();", id="block's barrier"),
+        pytest.param("= all;\n  cluster_sync();", "= all;", id="a block leaves while others read its memory"),
+        pytest.param("cluster_peer(part, rank)", "cluster_peer(part, 0)", id="another block's part"),
+    ],
+)
+def test_wrong_cluster_shows(cluster_sum: Callable[[str, str], bool], right: str, wrong: str) -> None:
+    assert right in CLUSTER_SUM
+    assert not all(cluster_sum(CLUSTER_SUM.replace(right, wrong), schedule) for schedule in SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "says"),
+    [
+        pytest.param("cluster_peer(part, rank)", "cluster_peer(part + 1, rank)", "outside the dynamic", id="address"),
+        pytest.param("cluster_sync();", "if (blockIdx.x % 4) return; cluster_sync();", "only some", id="barrier"),
+    ],
+)
+def test_undefined_cluster_is_named(cluster_sum: Callable[[str, str], bool], right: str, wrong: str, says: str) -> None:
+    from .build import HostError
+
+    assert right in CLUSTER_SUM
+    with pytest.raises(HostError, match=says):
+        cluster_sum(CLUSTER_SUM.replace(right, wrong, 1), "lowest")
+
+
+FILL = """
+#include <cuda_fp16.h>
+extern "C" __global__ void fill(float* y) { y[threadIdx.x] = 1; }
+"""
+
+
+@pytest.mark.parametrize(("slip", "says"), [("+ 1", "behind an array"), ("- 1", "before an array")])
+def test_writing_beside_an_array_shows(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, slip: str, says: str
+) -> None:
+    """Pointers of raw kernels carry no size: margins around every array show what goes astray."""
+    with stand_in.Device():
+        y = stand_in.empty(32, np.float32)
+        stand_in.RawKernel(FILL, "fill")((1,), (32,), (y,))
+        assert (device.get(y) == 1).all()
+        with pytest.raises(AssertionError, match=says):
+            stand_in.RawKernel(FILL.replace("threadIdx.x", f"(int)threadIdx.x {slip}"), "fill")((1,), (32,), (y,))
 
 
 def test_what_does_not_compile_is_shown(block_sum: Callable[[str, str], bool]) -> None:

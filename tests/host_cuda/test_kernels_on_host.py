@@ -8,8 +8,6 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bnengine.kernels import cuda_kernels
-
 from .checks import (
     DTYPES,
     LAYOUTS,
@@ -124,7 +122,7 @@ extern "C" __global__ void positions(const CArray<long long, 1, 1, 1> a, CArray<
     [(5, 3, 2**36, 2, 2**29), (2**33 + 3, 3, 2, 2**28, 2), (3, 2**30, 7, 1, 1)],
 )
 def test_positions_beyond_32_bits(
-    stand_in: ModuleType, outer: int, channels: int, inner: int, rows: int, columns: int
+    kernels: ModuleType, stand_in: ModuleType, outer: int, channels: int, inner: int, rows: int, columns: int
 ) -> None:
     """The last thread of an array far beyond 2^31 values visits the positions that exact integers give."""
     from . import build
@@ -137,6 +135,7 @@ def test_positions_beyond_32_bits(
     ]
     given = np.asarray([thread, outer, channels, inner, rows, columns], np.int64)
     visited = np.full(len(want) + 1, -1, np.int64)  # one more than there should be
-    code = POSITIONS.format(walk=cuda_kernels.preamble(cuda_kernels.KERNELS["normalize"]))
+    sources = kernels.sources
+    code = POSITIONS.format(walk=sources.preamble(sources.KERNELS["normalize"]))
     build.launch(code, "positions", [stand_in._bytes(given), stand_in._bytes(visited)], 1, 1)
     assert visited.tolist() == [*want, -1]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -9,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 
-from bnengine.kernels import cuda_kernels
+import bnengine.kernels
 
 from .checks import Device, smallest
 
-FOLDER = Path(cuda_kernels.__file__).parent
+FOLDER = Path(bnengine.kernels.__file__).parent / "cuda"
 GENERATED = "CuPy's own source"
 
 
@@ -24,8 +27,8 @@ class Bug(NamedTuple):
     wrong: str
 
 
-STATISTICS, NETWORK = "cuda_normalization.cuh", "cuda_network.cuh"
-KERNELS, LAYOUT, CALLS = "cuda_kernels.py", "cuda_layout.py", "cuda.py"
+STATISTICS, NETWORK, UPDATES = "normalization.cuh", "network.cuh", "updates.cuh"
+KERNELS, LAYOUT, CALLS, OPTIMIZERS = "sources.py", "layout.py", "__init__.py", "updates.py"
 
 SOME = [
     Bug("wrong tail", STATISTICS, "n < outer && j < inner", "n <= outer && j < inner"),
@@ -39,16 +42,12 @@ SOME = [
         "offset, var, m.mean, m.var, m.remainder, axis=(0, 2)",
     ),
     Bug("wrong grid", CALLS, "relu, *x.walk, y, size=x.threads)", "relu, *x.walk, y, size=x.threads - 1)"),
-    Bug("buffer too small", CALLS, "y = cupy.empty(x.flat.shape,", "y = cupy.empty(x.flat.size - 1,"),
+    Bug("buffer too small", CALLS, "y = device.cupy.empty(x.flat.shape,", "y = device.cupy.empty(x.flat.size - 1,"),
     Bug("missing barrier", GENERATED, "_sdata[_tid] = _s;\n    __syncthreads();", "_sdata[_tid] = _s;"),
     Bug("divergent barrier", GENERATED, "_REDUCE(_block);", "_REDUCE(_block); __syncthreads();"),
     Bug("softmax not shifted", NETWORK, "b.total * exp(b.top - both.top)", "b.total"),
-    Bug(
-        "velocity of the wrong sign",
-        KERNELS,
-        "M v = (M)momentum * (M)velocity + gradient",
-        "M v = gradient - (M)momentum * (M)velocity",
-    ),
+    Bug("velocity of the wrong sign", UPDATES, "v.first = keep * v.first + g;", "v.first = g - keep * v.first;"),
+    Bug("chunk skipped", UPDATES, "(k ? leaves.end[k - 1] : 0)", "(k ? leaves.end[k] : 0)"),
 ]
 
 REST = [
@@ -72,13 +71,20 @@ REST = [
     Bug("remainder of a pool lost", STATISTICS, "(b.mean - a.mean) + (b.remainder - a.remainder)", "b.mean - a.mean"),
     Bug("squares overflow", STATISTICS, "square / taken - var", "square * 1024 / taken / 1024 - var"),
     Bug("sigmoid overflows", NETWORK, "(x < 0 ? small : M(1)) / (1 + small)", "exp(x) / (1 + exp(x))"),
-    Bug("decay of the wrong sign", NETWORK, "g + decay * p", "g - decay * p"),
+    Bug("decay of the wrong sign", UPDATES, "v.g + decay * v.p", "v.g - decay * v.p"),
+    Bug("end of a leaf overrun", UPDATES, "min(start + CHUNK, leaf.size)", "start + CHUNK"),
+    Bug("step of a warp", UPDATES, "long long j = i + n * blockDim.x;", "long long j = i + n * 32;"),
+    Bug("decay of a neighbour", OPTIMIZERS, "leaf.g.size, leaf.decay, leaf.shrink)", "leaf.g.size, leaves[0].decay, leaf.shrink)"),
+    Bug("size of a neighbour", OPTIMIZERS, "leaf.g.data.ptr, first, second, leaf.g.size", "leaf.g.data.ptr, first, second, leaves[0].g.size"),
+    Bug("too few blocks", OPTIMIZERS, "-(-leaf.g.size // CHUNK)", "leaf.g.size // CHUNK + (leaf.g.size < CHUNK)"),
+    Bug("leaves beyond the table left out", OPTIMIZERS, "range(0, len(group), LEAVES)", "range(0, min(len(group), LEAVES), LEAVES)"),
+    Bug("strided leaf not written back", OPTIMIZERS, "if values is not a:", "if False:"),
     Bug("label beside its class", KERNELS, "M(label == column)", "M(label == column + 1)"),
     Bug("label outside passes", KERNELS, "bool outside = label < 0 || label >= classes;", "bool outside = label < 0;"),
     Bug("gradients swapped", KERNELS, "sum_dy = a.dy, sum_dy_xhat = a.dy_xhat", "sum_dy = a.dy_xhat, sum_dy_xhat = a.dy"),
     Bug("unbiased left out", KERNELS, "batch_var * (M)unbiased - var", "batch_var - var"),
-    Bug("Nesterov's step is momentum's", KERNELS, "nesterov ? gradient + (M)momentum * v : v", "v"),
-    Bug("root of the second moment", KERNELS, "sqrt(v) / (M)root", "sqrt(v)"),
+    Bug("Nesterov's step is momentum's", UPDATES, "nesterov != 0 ? g + keep * v.first : v.first", "v.first"),
+    Bug("root of the second moment", UPDATES, "sqrt(v.second) / root", "sqrt(v.second)"),
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
     Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
     Bug("gamma and beta swapped", CALLS, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
@@ -86,14 +92,14 @@ REST = [
     Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
     Bug("count of rows", CALLS, "count = dense.outer * dense.inner", "count = dense.outer"),
     Bug("sums swapped", CALLS, "return sums[0], sums[1]", "return sums[1], sums[0]"),
-    Bug("dy and x swapped", CALLS, '_kernel("input_gradient")(dy, x.flat,', '_kernel("input_gradient")(x.flat, dy,'),
-    Bug("too few shares", CALLS, "cupy.empty((4, x.rows, x.channels, x.columns)", "cupy.empty((4, 1, x.channels, 1)"),
+    Bug("dy and x swapped", CALLS, 'kernel("input_gradient")(dy, x.flat,', 'kernel("input_gradient")(x.flat, dy,'),
+    Bug("too few shares", CALLS, "device.cupy.empty((4, x.rows, x.channels, x.columns)", "device.cupy.empty((4, 1, x.channels, 1)"),
     Bug("strided memory not copied", LAYOUT, "(x if x.flags.c_contiguous else x.copy(order=\"C\")).reshape(-1)", "x.base.reshape(-1)[: x.size]"),
     Bug("memory in an order of its own", LAYOUT, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
-    Bug("slots swapped", CALLS, '_update("adam", (p, m, v)', '_update("adam", (p, v, m)'),
-    Bug("L2 beside decoupled decay", CALLS, "(1 - rate * decay, 0.0) if decoupled", "(1 - rate * decay, decay) if decoupled"),
-    Bug("losses summed", CALLS, '_kernel("mean_loss")(row_loss, rows, loss)', '_kernel("mean_loss")(row_loss, 1, loss)'),
-    Bug("not on the array's device", CALLS, "with x.device:", "if True:"),
+    Bug("slots swapped", OPTIMIZERS, "p, first, second = (*(a", "p, second, first = (*(a"),
+    Bug("L2 beside decoupled decay", OPTIMIZERS, "leaf._replace(decay=0.0, shrink", "leaf._replace(shrink"),
+    Bug("losses summed", CALLS, 'kernel("mean_loss")(row_loss, rows, loss)', 'kernel("mean_loss")(row_loss, 1, loss)'),
+    Bug("not on the array's device", "device.py", "with x.device:", "if True:"),
     Bug("value read on the host", CALLS, "rows, classes, dlogits, row_loss)", "rows, classes, dlogits, row_loss); float(top[0])"),
     Bug("barrier missing in the tree", GENERATED, "_REDUCE(_block);\n      }\n      __syncthreads();", "_REDUCE(_block);\n      }"),
     Bug("shared memory not written", GENERATED, "    _sdata[_tid] = _s;", "    if (_tid < 100) _sdata[_tid] = _s;"),
@@ -103,25 +109,27 @@ REST = [
 
 
 @pytest.mark.parametrize("bug", SOME, ids=lambda bug: bug.name)
-def test_caught(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug) -> None:
-    assert _outcome(stand_in, device, bug) is not None, f"{bug.name} went unseen"
+def test_caught(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path) -> None:
+    assert _outcome(stand_in, device, bug, tmp_path) is not None, f"{bug.name} went unseen"
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("bug", REST, ids=lambda bug: bug.name)
-def test_caught_as_well(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug) -> None:
-    assert _outcome(stand_in, device, bug) is not None, f"{bug.name} went unseen"
+def test_caught_as_well(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path) -> None:
+    assert _outcome(stand_in, device, bug, tmp_path) is not None, f"{bug.name} went unseen"
 
 
-def test_nothing_planted_nothing_caught(stand_in: ModuleType, kernels: ModuleType, device: Device) -> None:
-    assert _outcome(stand_in, device, Bug("none", CALLS, "", "")) is None
+def test_nothing_planted_nothing_caught(
+    stand_in: ModuleType, kernels: ModuleType, device: Device, tmp_path: Path
+) -> None:
+    assert _outcome(stand_in, device, Bug("none", CALLS, "", ""), tmp_path) is None
 
 
-def _outcome(stand_in: ModuleType, device: Device, bug: Bug) -> str | None:
+def _outcome(stand_in: ModuleType, device: Device, bug: Bug, folder: Path) -> str | None:
     """What the checks say of the bug, on the first schedule that shows it; None where they pass."""
     from .build import HostError
 
-    module = _planted(stand_in, bug)
+    module = _planted(stand_in, bug, folder)
     for check in smallest():
         for schedule in ("lowest", "highest"):
             stand_in.schedule = schedule
@@ -132,21 +140,25 @@ def _outcome(stand_in: ModuleType, device: Device, bug: Bug) -> str | None:
     return None
 
 
-def _planted(stand_in: ModuleType, bug: Bug) -> ModuleType:
-    """The kernels' modules made anew, with the bug in its file."""
-    texts = {name: (FOLDER / name).read_text() for name in (STATISTICS, NETWORK, KERNELS, LAYOUT, CALLS)}
+def _planted(stand_in: ModuleType, bug: Bug, folder: Path) -> ModuleType:
+    """A copy of the kernels with the bug in its file, on the stand-in."""
+    copy = folder / "planted"
+    shutil.copytree(FOLDER, copy, dirs_exist_ok=True)
     if bug.file == GENERATED:
         stand_in.rewrite = _rewriter(bug)
-    else:
-        assert bug.right in texts[bug.file], f"{bug.name}: the text has changed"
-        texts[bug.file] = texts[bug.file].replace(bug.right, bug.wrong) if bug.right else texts[bug.file]
-    kernels, calls = _module("planted_kernels", KERNELS, texts), _module("planted_calls", CALLS, texts)
-    calls.KERNELS, calls.cupy = kernels.KERNELS, stand_in
-    calls.preamble = lambda spec: texts[spec.source]
-    calls.Reduction = kernels.Reduction
-    layout = _module("planted_layout", LAYOUT, texts)
-    calls.laid_out, calls.memory = layout.laid_out, layout.memory
-    return calls
+    elif bug.right:
+        text = (copy / bug.file).read_text()
+        assert bug.right in text, f"{bug.name}: the text has changed"
+        (copy / bug.file).write_text(text.replace(bug.right, bug.wrong))
+    name = "bnengine.kernels.planted"
+    spec = importlib.util.spec_from_file_location(name, copy / "__init__.py", submodule_search_locations=[str(copy)])
+    module = importlib.util.module_from_spec(spec)
+    for old in [key for key in sys.modules if key.startswith(name)]:
+        del sys.modules[old]
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    module.device.cupy = stand_in
+    return module
 
 
 def _rewriter(bug: Bug) -> Callable[[str], str]:
@@ -155,10 +167,3 @@ def _rewriter(bug: Bug) -> Callable[[str], str]:
         return code.replace(bug.right, bug.wrong)
 
     return rewrite
-
-
-def _module(name: str, file: str, texts: dict[str, str]) -> ModuleType:
-    module = ModuleType(f"bnengine.kernels.{name}")
-    module.__package__, module.__file__ = "bnengine.kernels", str(FOLDER / file)
-    exec(compile(texts[file], name, "exec"), module.__dict__)
-    return module

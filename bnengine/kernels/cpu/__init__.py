@@ -108,6 +108,7 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 # ---- the network's other hot operations
 
 matmul = blocked.matmul
+relu, relu_backward = network.relu, network.relu_backward
 sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
 softmax_cross_entropy = network.softmax_cross_entropy
 sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
@@ -122,7 +123,8 @@ def warmup(*dtypes: str) -> None:
         dtype = np.dtype(name)
         for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
             _every_kernel(np.zeros(shape, dtype))
-        sigmoid_backward(np.zeros(1, dtype), np.zeros(1, dtype))
+        for activation_backward in (relu_backward, sigmoid_backward):
+            activation_backward(np.zeros(1, dtype), np.zeros(1, dtype))
         softmax_cross_entropy(np.zeros((1, 1), dtype), np.zeros(1, np.int64))
         p, g, m, v = ([np.zeros(1, dtype)] for _ in range(4))
         sgd(p, g, [0.0], rate=0.1)

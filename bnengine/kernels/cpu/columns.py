@@ -237,7 +237,16 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array, period: int, length: int, gamma: Array, beta: Array, eps: float, relu: bool, statistics: Array, y: Array
+    x: Array,
+    period: int,
+    length: int,
+    gamma: Array,
+    beta: Array,
+    eps: float,
+    relu: bool,
+    streaming: bool,
+    statistics: Array,
+    y: Array,
 ) -> None:
     """`statistics` receives the rows mean, remainder, var."""
     rows = x.size // period
@@ -249,7 +258,7 @@ def forward(
     channels.finish_moments(totals, x.size / gamma.size, mean, remainder, var)
     coefficients = np.empty((3, period), x.dtype)
     channels.coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)
-    normalize(x, 0, x.size, coefficients, relu, False, y)
+    normalize(x, 0, x.size, coefficients, relu, streaming, y)
 
 
 @compiled
@@ -262,6 +271,7 @@ def backward(
     beta: Array,
     eps: float,
     relu: bool,
+    streaming: bool,
     mean: Array,
     remainder: Array,
     var: Array,
@@ -275,7 +285,7 @@ def backward(
     add_positions(positions, length, totals)
     channels.finish_sums(totals, remainder, var, eps, sums_)
     channels.gradient_coefficients(sums_, x.size / gamma.size, remainder, var, gamma, eps, length, coefficients)
-    input_gradient(dy, x, 0, x.size, coefficients, relu, False, dx)
+    input_gradient(dy, x, 0, x.size, coefficients, relu, streaming, dx)
 
 
 class Columns(Layout):
@@ -294,14 +304,14 @@ class Columns(Layout):
         if len(self.blocks) > 1:
             return super().forward(x, affine)
         y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
-        forward(x, self.width, self.length, *affine, statistics, y)
+        forward(x, self.width, self.length, *affine, memory.past_cache(2 * x.nbytes), statistics, y)
         return y, Moments(*statistics)
 
     def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
-        backward(dy, x, self.width, self.length, *affine, *moments, dx, sums)
+        backward(dy, x, self.width, self.length, *affine, memory.past_cache(3 * x.nbytes), *moments, dx, sums)
         return dx, sums
 
     def moments(self, x: Array) -> Moments:

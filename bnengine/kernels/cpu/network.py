@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from .compiling import compiled
 
 LABELS = np.dtype(np.int64)
 
+relu = blocked.relu
 sigmoid = blocked.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 
 
@@ -43,6 +45,13 @@ def _softmax_cross_entropy(z: Array, labels: Array, dz: Array) -> float:
 
 
 @compiled
+def _relu_backward(y: Array, dy: Array, dx: Array) -> None:
+    zero = y.dtype.type(0)
+    for i in range(y.size):
+        dx[i] = zero if y[i] <= zero else dy[i]
+
+
+@compiled
 def _sigmoid_backward(y: Array, dy: Array, dx: Array) -> None:
     one = y.dtype.type(1)
     for i in range(y.size):
@@ -56,9 +65,20 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return z.dtype.type(loss), dz.astype(logits.dtype, copy=False)
 
 
+def relu_backward(y: Array, dy: Array) -> Array:
+    return _through(_relu_backward, y, dy) if _alike(y, dy) else blocked.relu_backward(y, dy)
+
+
 def sigmoid_backward(y: Array, dy: Array) -> Array:
-    if not (y.flags.carray and dy.flags.carray and y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64)):
-        return blocked.sigmoid_backward(y, dy)
+    return _through(_sigmoid_backward, y, dy) if _alike(y, dy) else blocked.sigmoid_backward(y, dy)
+
+
+def _alike(y: Array, dy: Array) -> bool:
+    """Whether a compiled loop may go through both side by side."""
+    return bool(y.flags.carray and dy.flags.carray and y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64))
+
+
+def _through(loop: Callable[[Array, Array, Array], None], y: Array, dy: Array) -> Array:
     dx = memory.empty_like(y)
-    _sigmoid_backward(y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    loop(y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
     return dx

@@ -1,25 +1,10 @@
-// The network's other operations on the device: arithmetic in float, in double for double.
-
-template <typename T>
-struct wide {
-  typedef float type;
-};
-template <>
-struct wide<double> {
-  typedef double type;
-};
+// The network's other operations on the device.
 
 // 1 / (1 + exp(-x)), without overflow and to full relative precision on both sides.
 template <typename M>
 __device__ M logistic(M x) {
   M small = exp(-fabs(x));
   return (x < 0 ? small : M(1)) / (1 + small);
-}
-
-// Weight decay as L2. Zero decay leaves the gradient alone even where the parameter is infinite.
-template <typename M>
-__device__ M decayed(M g, M p, M decay) {
-  return decay == 0 ? g : g + decay * p;
 }
 
 // A row of logits so far: its largest, and the sum of exp(z - largest). A total of 0 is a row without logits.

@@ -1,7 +1,7 @@
-"""What each CUDA kernel takes and does, as data: `cuda` builds them with CuPy when they are first called.
+"""What each CUDA kernel takes and does, as data: `device` builds them with CuPy when they are first called.
 
 Letters are types that CuPy fills in from the arrays: T and D in memory (float16, bfloat16, float32 or
-float64), M of the statistics, G and B of gamma and beta, P of a parameter and S of its slots, L of labels.
+float64), M of the statistics, G and B of gamma and beta, L of labels.
 The device code that the expressions call stands in the .cuh files beside this module.
 """
 
@@ -19,7 +19,7 @@ class Elementwise(NamedTuple):
     outputs: str
     operation: str
     source: str
-    """The .cuh file in front of it."""
+    """The .cuh files in front of it."""
 
 
 class Reduction(NamedTuple):
@@ -33,9 +33,16 @@ class Reduction(NamedTuple):
     identity: str
     reduce_type: str
     source: str
-    """The .cuh file in front of it."""
+    """The .cuh files in front of it."""
 
 
+class Raw(NamedTuple):
+    """A kernel whose source stands complete in its files; types and constants are put in front."""
+
+    source: str
+
+
+Spec: TypeAlias = Elementwise | Reduction | Raw
 Specs: TypeAlias = dict[str, Elementwise | Reduction]
 
 # ---- batch normalisation. One thread visits values of one channel: see Walk.
@@ -53,19 +60,19 @@ _NORMALIZATION: Specs = {
         f"raw T x, {_CHANNEL}, bool relu, {_WALK}",
         "raw T y",
         f"{_START} normalize<T>(walk, channel, x, y, relu)",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "input_gradient": Elementwise(
         f"raw D dy, raw T x, {_CHANNEL}, raw S sum_dy, raw S sum_dy_xhat, float64 count, bool relu, {_WALK}",
         "raw T dx",
         f"{_START} input_gradient<T>(walk, channel, dy, x, dx, M(sum_dy[c] / count), M(sum_dy_xhat[c] / count), relu)",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "given_gradient": Elementwise(
         f"raw D dy, raw T x, {_CHANNEL}, bool relu, {_WALK}",
         "raw T dx",
         f"{_START} given_gradient<T>(walk, channel, dy, x, dx, relu)",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "share_moments": Elementwise(
         f"raw T x, {_WALK}",
@@ -76,7 +83,7 @@ count = share.count;
 base = share.base;
 offset = share.offset;
 var = share.var""",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "pool_moments": Reduction(
         "M count, M base, M offset, M share_var",
@@ -86,7 +93,7 @@ var = share.var""",
         "mean = a.mean, remainder = (a.mean - (double)(M)a.mean) + a.remainder, var = a.var",
         "Pool()",
         "Pool",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "share_gradients": Elementwise(
         f"raw D dy, raw T x, {_CHANNEL}, bool relu, {_WALK}",
@@ -95,7 +102,7 @@ var = share.var""",
 GradientShare<M> share(walk, channel, dy, x, relu);
 share_dy = share.dy;
 share_dy_xhat = share.dy_xhat""",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "pool_gradients": Reduction(
         "M share_dy, M share_dy_xhat",
@@ -105,23 +112,26 @@ share_dy_xhat = share.dy_xhat""",
         "sum_dy = a.dy, sum_dy_xhat = a.dy_xhat",
         "GradientPool()",
         "GradientPool",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
     "blend": Elementwise(
         "M mean, M var, M batch_mean, M batch_var, float64 weight, float64 unbiased",
         "M new_mean, M new_var",
         """new_mean = mean + (batch_mean - mean) * (M)weight;
 new_var = var + (batch_var * (M)unbiased - var) * (M)weight""",
-        "cuda_normalization.cuh",
+        "normalization.cuh",
     ),
 }
 
 # ---- sigmoid and softmax
 
 _NETWORK: Specs = {
-    "sigmoid": Elementwise("T x", "T y", "y = T(logistic((wide<T>::type)x))", "cuda_network.cuh"),
+    "sigmoid": Elementwise("T x", "T y", "y = T(logistic((wide<T>::type)x))", "arithmetic.cuh network.cuh"),
     "sigmoid_backward": Elementwise(
-        "T y, T dy", "T dx", "wide<T>::type s = y; dx = T(s * (1 - s) * (wide<T>::type)dy)", "cuda_network.cuh"
+        "T y, T dy",
+        "T dx",
+        "wide<T>::type s = y; dx = T(s * (1 - s) * (wide<T>::type)dy)",
+        "arithmetic.cuh network.cuh",
     ),
     "softmax_rows": Reduction(
         "T z",
@@ -131,7 +141,7 @@ _NETWORK: Specs = {
         "top = a.top, total = a.total",
         "Exponentials<M>()",
         "Exponentials<M>",
-        "cuda_network.cuh",
+        "arithmetic.cuh network.cuh",
     ),
     # The thread of a row's label stores the row's loss; of a label outside the classes, the row's first one NaN.
     "softmax_gradient": Elementwise(
@@ -143,71 +153,37 @@ bool outside = label < 0 || label >= classes;
 M shifted = (M)z - top[row], hot = outside ? M(CUDART_NAN) : M(label == column);
 dz = T((exp(shifted) / total[row] - hot) / (M)rows);
 if (label == column || (outside && column == 0)) loss[row] = log(total[row]) - (outside ? hot : shifted)""",
-        "cuda_network.cuh",
+        "arithmetic.cuh network.cuh",
     ),
     "mean_loss": Reduction(
-        "M row_loss, float64 rows", "M loss", "row_loss", "a + b", "loss = a / rows", "0", "double", "cuda_network.cuh"
+        "M row_loss, float64 rows",
+        "M loss",
+        "row_loss",
+        "a + b",
+        "loss = a / rows",
+        "0",
+        "double",
+        "arithmetic.cuh network.cuh",
     ),
 }
 
-# ---- optimisers. Parameters and slots are read before they are written: input and output are the same memory.
+KERNELS: Specs = {**_NORMALIZATION, **_NETWORK}
+"""The kernels that CuPy generates, by name."""
 
-_READ = "typedef wide<P>::type M; M value = p, step = (M)rate, gradient = decayed((M)g, value, (M)decay);"
-
-_OPTIMIZERS: Specs = {
-    "sgd": Elementwise(
-        "P p, G g, float64 decay, float64 rate",
-        "P p_new",
-        f"{_READ} p_new = P(value - step * gradient)",
-        "cuda_network.cuh",
-    ),
-    "momentum": Elementwise(
-        "P p, G g, S velocity, float64 decay, float64 rate, float64 momentum, bool nesterov",
-        "P p_new, S velocity_new",
-        f"""{_READ}
-M v = (M)momentum * (M)velocity + gradient;
-velocity_new = S(v);
-p_new = P(value - step * (nesterov ? gradient + (M)momentum * v : v))""",
-        "cuda_network.cuh",
-    ),
-    "rmsprop": Elementwise(
-        "P p, G g, S square, float64 decay, float64 rate, float64 forget, float64 eps",
-        "P p_new, S square_new",
-        f"""{_READ}
-M s = (M)forget * (M)square + (M)(1 - forget) * (gradient * gradient);
-square_new = S(s);
-p_new = P(value - step * gradient / (sqrt(s) + (M)eps))""",
-        "cuda_network.cuh",
-    ),
-    # `shrink` is the factor of decoupled decay, `decay` that of L2: one of them does nothing.
-    "adam": Elementwise(
-        "P p, G g, S first, S second, float64 decay, float64 shrink, float64 rate, float64 beta1, float64 beta2, "
-        "float64 eps, float64 root",
-        "P p_new, S first_new, S second_new",
-        f"""{_READ}
-M m = (M)beta1 * (M)first + (M)(1 - beta1) * gradient;
-M v = (M)beta2 * (M)second + (M)(1 - beta2) * (gradient * gradient);
-first_new = S(m);
-second_new = S(v);
-p_new = P((shrink == 1 ? value : value * (M)shrink) - step * m / (sqrt(v) / (M)root + (M)eps))""",
-        "cuda_network.cuh",
-    ),
-}
-
-KERNELS: Specs = {**_NORMALIZATION, **_NETWORK, **_OPTIMIZERS}
-"""Every kernel of the CUDA path by name."""
+RAW: dict[str, Raw] = {"update": Raw("arithmetic.cuh updates.cuh")}
+"""The kernels written as they are, by name."""
 
 
-def preamble(spec: Elementwise | Reduction) -> str:
-    """The device code in front of a kernel."""
-    return Path(__file__).with_name(spec.source).read_text(encoding="utf-8")
+def preamble(spec: Spec) -> str:
+    """The device code in front of a kernel; all of a raw one."""
+    return "\n".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in spec.source.split())
 
 
 def fingerprints() -> dict[str, str]:
     """A hash of each kernel's source: a record of a run on hardware holds them, so that changes since show."""
-    return {name: _fingerprint(name, spec) for name, spec in KERNELS.items()}
+    return {name: _fingerprint(name, spec) for name, spec in {**KERNELS, **RAW}.items()}
 
 
-def _fingerprint(name: str, spec: Elementwise | Reduction) -> str:
+def _fingerprint(name: str, spec: Spec) -> str:
     text = "\0".join((type(spec).__name__, name, *spec, preamble(spec)))
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from .._typing import Array
+from ..._typing import Array
 
 THREADS = 2**18
 """Threads to aim for: what the largest GPUs hold at once."""

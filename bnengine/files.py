@@ -1,0 +1,106 @@
+"""Files that are whole or not there, and a lock on a directory."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+def write(path: str | os.PathLike[str], content: bytes | str, *, keep: Path | None = None) -> None:
+    """Replace a file by new content that is complete on the disk first; the old file goes to `keep`, if given."""
+    raw = content.encode() if isinstance(content, str) else content
+    target = Path(path).resolve()  # a link stays, what it points to is replaced
+    try:
+        if target.exists() and not target.is_file():  # a device or a pipe is written to; a directory refuses
+            target.write_bytes(raw)
+        else:
+            _replace(target, raw, keep)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def leftovers(directory: Path, names: tuple[str, ...]) -> list[Path]:
+    """What a process that was killed while it wrote these files has left beside them."""
+    starts = tuple(map(_beside, names))
+    return [path for path in directory.iterdir() if path.name.startswith(starts)]
+
+
+def flush_directory(path: Path) -> None:
+    """New names in a directory are on the disk only once it is flushed itself; Windows has no way to ask for it."""
+    if os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock that a file stands for.
+
+    The system gives it back when the process ends, however it ends, so no lock is ever stale. The file stays:
+    two processes could otherwise hold a lock each, on a file of the same name.
+
+    Raises
+    ------
+    FileExistsError
+        Where another process holds it; the message names that process.
+    """
+    with path.open("a+", encoding="utf-8") as file:
+        if not _locked(file):
+            file.seek(0)
+            raise FileExistsError(f"out: {path.parent} is in use by {file.read(100).strip() or 'another process'}")
+        file.truncate(0)
+        file.write(f"process {os.getpid()}\n")
+        file.flush()
+        yield
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        if os.name == "nt":
+            import msvcrt
+
+            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # a byte past the content, which stays readable
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def _replace(path: Path, content: bytes, keep: Path | None) -> None:
+    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=_beside(path.name))
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes a file that only its owner can read
+        if keep is not None and path.exists():
+            path.replace(keep)
+        Path(beside).replace(path)
+    except BaseException:
+        Path(beside).unlink(missing_ok=True)
+        raise
+    flush_directory(path.parent)
+
+
+def _beside(name: str) -> str:
+    """How the names of files begin that will take the place of this one."""
+    return f".{name[:100]}."
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

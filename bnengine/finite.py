@@ -1,0 +1,90 @@
+"""Values that are not finite: whether there are any, where they began, and steps that leave them out.
+
+A gradient that is not finite leaves its mark in the parameters or the optimiser's state, where later steps cannot
+undo it. So it is enough to look at those and at the losses once an epoch: no step pays for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from array_api_compat import array_namespace, is_array_api_obj
+
+from . import trees
+from ._typing import Array, Tree
+from .functional import LOSSES
+from .layers import Sequential
+
+Step = Callable[[Tree, Tree, Tree, Array, Array], tuple[Tree, Tree, Tree, Array]]
+"""(params, state, opt_state, x, targets) -> (params, state, opt_state, loss)"""
+
+
+def all_finite(tree: Tree) -> Array | bool:
+    """Whether all arrays of a tree are finite: on their device, without waiting for it."""
+    arrays = [leaf for leaf in trees.leaves(tree) if _is_values(leaf)]
+    if not arrays:
+        return True
+    xp = array_namespace(*arrays)
+    return xp.all(xp.stack([xp.all(xp.isfinite(leaf)) for leaf in arrays]))
+
+
+def skipping(step: Step) -> Step:
+    """A training step that changes nothing but the counts where its results would not be finite; its loss is NaN then.
+
+    Nothing waits for the device: old and new values are chosen from there. Costs a copy and another pass
+    over parameters and state.
+    """
+
+    def guarded(params: Tree, state: Tree, opt_state: Tree, x: Array, targets: Array) -> tuple[Tree, Tree, Tree, Array]:
+        before = {"params": trees.copied(params), "state": state, "opt_state": trees.copied(opt_state)}
+        params, state, opt_state, loss = step(params, state, opt_state, x, targets)
+        after = {"params": params, "state": state, "opt_state": opt_state}
+        xp, good = array_namespace(loss), all_finite({"loss": loss, **after})
+
+        def chosen(new: Any, old: Any) -> Any:
+            return xp.where(good, new, old) if _is_values(new) else new
+
+        pairs = zip(trees.leaves(after), trees.leaves(before, after), strict=True)
+        kept = trees.rebuild(after, [chosen(new, old) for new, old in pairs])
+        return kept["params"], kept["state"], kept["opt_state"], xp.where(good, loss, xp.full_like(loss, float("nan")))
+
+    return guarded
+
+
+def first_nonfinite(net: Sequential, loss: str, params: Tree, state: Tree, x: Array, targets: Array) -> str | None:
+    """What is not finite first in one step, and in which layer: an output, the loss or a gradient; None if nothing."""
+    y = x
+    for i, layer in enumerate(net.layers):
+        y, _, _ = layer.forward(params.get(str(i), {}), state.get(str(i), {}), y, training=True)
+        if not all_finite({"y": y}):
+            return f"the output of {_words(net, i)}"
+    value, dy = LOSSES[loss](y, targets)
+    if not all_finite({"loss": value, "dy": dy}):
+        return f"the loss of finite outputs of {_words(net, len(net.layers) - 1)}"
+    _, _, residuals = net.forward(params, state, x, training=True)
+    grads = net.backward(params, residuals, dy)
+    for key in reversed(grads):  # as they are computed
+        for name, gradient in grads[key].items():
+            if not all_finite({name: gradient}):
+                return f"the gradient of {name} in {_words(net, int(key))}"
+    return None
+
+
+def first_leaf(net: Sequential, made: dict[str, Tree]) -> str | None:
+    """The first array that is not finite among what a step made, and its layer; None if all are."""
+    for kind, tree in made.items():
+        for name, leaf in trees.flatten(tree).items():
+            if not all_finite({name: leaf}):
+                key = next(part for part in name.split(".") if part.isdecimal())
+                return f"the new {name} ({kind}) of {_words(net, int(key))}"
+    return None
+
+
+def _is_values(leaf: Any) -> bool:
+    """Not one of the counts, which are Python's ints or, under `jax.jit`, arrays without axes."""
+    return is_array_api_obj(leaf) and (leaf.ndim > 0 or "int" not in str(leaf.dtype))
+
+
+def _words(net: Sequential, position: int) -> str:
+    return f"layer {position} ({type(net.layers[position]).__name__})"

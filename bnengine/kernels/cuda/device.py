@@ -1,0 +1,73 @@
+"""What launches have in common: CuPy, the device of the arrays, kernels built when they are first called."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
+
+from .sources import KERNELS, RAW, Reduction, preamble
+
+__all__ = ["cupy", "kernel", "on_device", "raw"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+CACHE_ADVICE = "set CUPY_CACHE_DIR to a folder that can be written to"
+
+try:
+    import cupy
+except OSError as error:  # importing CuPy makes the folder of its kernel cache
+    raise ImportError(f"CuPy cannot make its kernel cache: {error}; {CACHE_ADVICE}") from error
+
+C_NAMES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
+"""What a dtype is called in the source of a RawKernel."""
+
+
+def on_device(function: Callable[P, R]) -> Callable[P, R]:
+    """Run on the device of the first argument, and say what to do where CuPy cannot keep compiled kernels."""
+
+    @functools.wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        x: Any = args[0]
+        try:
+            with x.device:
+                return function(*args, **kwargs)
+        except OSError as error:
+            raise RuntimeError(f"CuPy cannot keep compiled kernels: {error}; {CACHE_ADVICE}") from error
+
+    return wrapper
+
+
+@functools.cache
+def kernel(name: str) -> Any:
+    """An ElementwiseKernel or ReductionKernel of `sources.KERNELS`."""
+    spec = KERNELS[name]
+    if isinstance(spec, Reduction):
+        return cupy.ReductionKernel(
+            spec.inputs,
+            spec.outputs,
+            spec.map,
+            spec.reduce,
+            spec.finish,
+            spec.identity,
+            f"bnengine_{name}",
+            reduce_type=spec.reduce_type,
+            preamble=preamble(spec),
+        )
+    return cupy.ElementwiseKernel(
+        spec.inputs, spec.outputs, spec.operation, f"bnengine_{name}", preamble=preamble(spec), no_return=True
+    )
+
+
+@functools.cache
+def raw(name: str, types: tuple[tuple[str, str], ...], **constants: int | str) -> Any:
+    """A RawKernel of `sources.RAW`, for these dtypes by the letters of its source, with these constants in front."""
+    lines = [
+        "#include <cuda_bf16.h>",
+        "#include <cuda_fp16.h>",
+        *(f"typedef {C_NAMES[dtype]} {letter};" for letter, dtype in types),
+        *(f"#define {constant} {value}" for constant, value in constants.items()),
+        preamble(RAW[name]),
+    ]
+    return cupy.RawKernel("\n".join(lines), f"bnengine_{name}", options=("--std=c++17",))

@@ -1,0 +1,243 @@
+"""Readers of CSV, npz and IDX files.
+
+A file may come from anybody: nothing in it is run, and nothing that it claims about itself is believed. What its
+headers announce is held against the size of the file before memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import math
+import struct
+import zipfile
+import zlib
+from array import array
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+HostArray = np.ndarray[Any, Any]
+
+LIMIT = 2**32
+"""Bytes that a compressed file may hold. One that is not compressed is as large as it is."""
+
+DEFLATE = 1032
+"""Deflate makes nothing smaller than by this factor: a file that claims more is lying."""
+
+
+class DataError(ValueError):
+    """Data that cannot be used; the message names the file and the place in it."""
+
+
+class Table(NamedTuple):
+    """A CSV file."""
+
+    columns: list[str]
+    """Names of the feature columns."""
+    label: str | None
+    """Name of the label's column."""
+    x: HostArray
+    """Shape (rows, columns), float64."""
+    y: HostArray
+    """The labels as text, empty where there are none."""
+    lines: Sequence[int]
+    """The line of the file on which each row ends."""
+
+
+def read_csv(path: Path, *, label: str | None = None, columns: Sequence[str] = (), labelled: bool = True) -> Table:
+    """A CSV file with a header.
+
+    The features are `columns` in that order where given, else all columns but the label, which is the
+    last one by default. Not `labelled`: there is no label.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)  # refuses a field of more than 131,072 characters
+            header = _csv_header(path, reader)
+            target = _position(path, header, "-1" if label is None else label) if labelled else None
+            return _csv_rows(path, reader, header, _chosen(path, header, target, columns), target)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
+
+
+def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
+    header = [name.strip() for name in next(reader, [])]
+    if not header:
+        raise DataError(f"{path}: expected a header in the first line, got an empty file")
+    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
+        raise DataError(f"{path}: expected columns separated by commas, but {separator!r} separates them")
+    if len(set(header)) < len(header):
+        raise DataError(f"{path}: expected a header with a different name for each column, got {header}")
+    numbers = [name for name in header if _is_number(name)]
+    if len(numbers) == len(header) or any("." in name or "-" in name for name in numbers):
+        raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
+    return header
+
+
+def _chosen(path: Path, header: list[str], target: int | None, columns: Sequence[str]) -> list[int]:
+    """Positions of the feature columns."""
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
+    chosen = [header.index(name) for name in columns] or [i for i in range(len(header)) if i != target]
+    if not chosen:
+        raise DataError(f"{path}: expected a label and at least one feature column, got {header}")
+    return chosen
+
+
+def _csv_rows(path: Path, reader: Any, header: list[str], chosen: list[int], target: int | None) -> Table:
+    """The rows below the header: a number takes 8 bytes, however many there are."""
+    numbers, labels, lines = array("d"), [], array("q")
+    seen: dict[str, str] = {}
+    for row in reader:
+        line = reader.line_num
+        if not row:
+            continue
+        if len(row) != len(header):
+            raise DataError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)}")
+        numbers.extend([_number(path, line, header[column], row[column]) for column in chosen])
+        if target is not None:
+            text = _text(path, line, header[target], row[target])
+            labels.append(seen.setdefault(text, text))
+        lines.append(line)
+    if not lines:
+        raise DataError(f"{path}: expected rows below the header, got none")
+    x = np.frombuffer(numbers).reshape(len(lines), len(chosen))
+    y = np.asarray(labels, object)  # NumPy's own text would give every row the room of the longest
+    return Table([header[column] for column in chosen], None if target is None else header[target], x, y, lines)
+
+
+def _position(path: Path, header: list[str], name: str) -> int:
+    if name in header:
+        return header.index(name)
+    try:
+        return range(len(header))[int(name)]
+    except (ValueError, IndexError):
+        raise DataError(f"{path}: no column {name!r}; its columns are {', '.join(header)}") from None
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    if not text.strip():
+        raise DataError(f"{path}, line {line}, column {column}: missing value; fill it or leave the row out")
+    try:
+        value = float(text)
+    except ValueError:
+        raise DataError(f"{path}, line {line}, column {column}: expected a number, got {text!r}") from None
+    if not math.isfinite(value):
+        raise DataError(f"{path}, line {line}, column {column}: expected a finite number, got {text!r}")
+    return value
+
+
+def _text(path: Path, line: int, column: str, text: str) -> str:
+    if not text.strip():
+        raise DataError(f"{path}, line {line}, column {column}: missing label; fill it or leave the row out")
+    return text.strip()
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def read_npz(path: Path) -> dict[str, HostArray]:
+    """The arrays of an npz file; pickled objects are refused, and so is a header that claims too much."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+            _check_sizes(path, members)
+            return {member.filename.removesuffix(".npy"): _read_npy(path, archive, member) for member in members}
+    except DataError:
+        raise
+    except Exception as error:  # whatever zipfile, zlib and NumPy's parser of headers make of damaged bytes
+        raise DataError(f"{path}: cannot be read as npz: {str(error) or type(error).__name__}") from error
+
+
+def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Refuse members that are larger than what is there of them."""
+    if sum(member.compress_size for member in members) > path.stat().st_size:
+        raise DataError(f"{path}: cannot be read as npz: its parts are larger than the file, which is damaged")
+    for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise DataError(f"{path}: cannot be read as npz: expected {member.filename} stored or deflated")
+    _check_unpacked(path, sum(m.file_size for m in members if m.file_size > m.compress_size))
+    for member in members:
+        if member.file_size > DEFLATE * member.compress_size + 64:
+            raise DataError(f"{path}: cannot be read as npz: {member.filename} claims {member.file_size} bytes")
+
+
+def _check_unpacked(path: Path, size: int) -> None:
+    if size > LIMIT:
+        raise DataError(
+            f"{path}: claims {size} bytes unpacked, and what is compressed may hold {LIMIT}; store it uncompressed"
+        )
+
+
+def _read_npy(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> HostArray:
+    with archive.open(member) as file:
+        shape, dtype = _npy_header(file)
+        claimed, there = math.prod(shape) * dtype.itemsize, member.file_size - file.tell()
+    if dtype.hasobject:
+        raise DataError(f"{path}: cannot be read as npz: {member.filename} holds Python objects, which are not read")
+    if min(shape, default=0) < 0 or claimed != there:
+        raise DataError(
+            f"{path}: cannot be read as npz: {member.filename} claims {dtype} of shape {shape} in {there} bytes"
+        )
+    with archive.open(member) as file:
+        array: HostArray = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """(shape, dtype); NumPy reads the header as a literal of at most 10,000 characters."""
+    version = np.lib.format.read_magic(file)
+    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in readers:
+        raise ValueError(f"expected an array in format 1.0 or 2.0, got {version}")
+    shape, _, dtype = readers[version](file)
+    return shape, dtype
+
+
+def read_idx(path: Path) -> tuple[HostArray, str]:
+    """(array of unsigned bytes; SHA-256 of the unpacked file) of an IDX file, plain or gzip."""
+    try:
+        with path.open("rb") as file:
+            packed = path.suffix == ".gz"
+            return _idx_content(path, gzip.GzipFile(fileobj=file) if packed else file, packed)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
+
+
+def _idx_content(path: Path, file: IO[bytes] | gzip.GzipFile, packed: bool) -> tuple[HostArray, str]:
+    header, shape = _idx_header(path, file)
+    size, there = math.prod(shape), path.stat().st_size
+    if packed:
+        _check_unpacked(path, size)
+    if size > (DEFLATE * there if packed else there):
+        raise DataError(f"{path}: expected {len(header) + size} bytes for shape {shape}, and the file has {there}")
+    content = file.read(size + 1)
+    if len(content) != size:
+        got = len(header) + len(content) if len(content) < size else "more"
+        raise DataError(f"{path}: expected {len(header) + size} bytes for shape {shape}, got {got}")
+    digest = hashlib.sha256(header)
+    digest.update(content)
+    return np.frombuffer(content, np.uint8).reshape(shape), digest.hexdigest()
+
+
+def _idx_header(path: Path, file: IO[bytes] | gzip.GzipFile) -> tuple[bytes, tuple[int, ...]]:
+    """(the header, the shape that it announces)."""
+    magic = file.read(4)
+    if len(magic) < 4 or magic[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path}: expected an IDX file of unsigned bytes, which begins 00 00 08, got {magic.hex(' ')}")
+    if not 1 <= magic[3] <= 8:
+        raise DataError(f"{path}: expected an IDX file of 1 to 8 dimensions, got {magic[3]}")
+    sizes = file.read(4 * magic[3])
+    if len(sizes) < 4 * magic[3]:
+        raise DataError(f"{path}: expected {4 + 4 * magic[3]} bytes of header, got {4 + len(sizes)}")
+    return magic + sizes, struct.unpack(f">{magic[3]}I", sizes)

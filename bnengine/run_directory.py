@@ -1,0 +1,102 @@
+"""The directory of a run: made, locked, and its checkpoints, the last of which may be damaged."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from . import checkpoints, files
+from .backends import Backend
+from .checkpoints import CheckpointError, Loaded
+
+CONFIG, METRICS, SUMMARY, MODEL, CURVES = (
+    *("config.toml", "metrics.jsonl", "summary.json"),
+    *("model.safetensors", "curves.png"),
+)
+LAST, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
+FILES = (CONFIG, METRICS, SUMMARY, MODEL, LAST, PREVIOUS, BEST, CURVES)
+LOCK = ".lock"
+
+
+@contextmanager
+def opened(
+    out: str | None, name: str, *, overwrite: bool, resume: bool, known: tuple[str, ...] = FILES
+) -> Iterator[Path]:
+    """The directory of a run, locked: a new one under runs/, or the one asked for.
+
+    `known` are the files that it may hold; the first of them tells it from other directories.
+
+    Raises
+    ------
+    FileExistsError
+        Where it exists and neither `resume` nor `overwrite` was asked for, holds what is no run's, or
+        another process uses it.
+    """
+    path = _numbered(Path("runs"), name) if out is None else Path(out)
+    if out is not None:
+        _refuse(path, known, overwrite=overwrite, resume=resume)
+        path.mkdir(parents=True, exist_ok=True)
+    files.flush_directory(path.parent)
+    with files.locked(path / LOCK):
+        for file in files.leftovers(path, known):
+            file.unlink()
+        if overwrite:
+            for old in reversed(known):  # what tells it last: without it it would be no run
+                (path / old).unlink(missing_ok=True)
+        yield path
+
+
+def has_checkpoint(directory: Path) -> bool:
+    """Whether training can go on from something, damaged or not."""
+    return any((directory / name).exists() for name in (LAST, PREVIOUS))
+
+
+def last_checkpoint(directory: Path, backend: Backend, check: Callable[[Path, Loaded], None]) -> tuple[Loaded, str]:
+    """The last checkpoint that can be read and passes the check, and a line about one before it that does not.
+
+    Raises
+    ------
+    CheckpointError
+        Where there is none, with the reason for each.
+    """
+    refused: list[str] = []
+    for path in (directory / LAST, directory / PREVIOUS):
+        if not path.exists():
+            continue
+        try:
+            loaded = checkpoints.load(path, backend=backend)
+            check(path, loaded)
+        except CheckpointError as error:
+            refused.append(str(error))
+        else:
+            return loaded, f"{refused[0]}; going on from {path}" if refused else ""
+    raise CheckpointError(f"{'; '.join(refused)}; --overwrite starts anew")
+
+
+def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool) -> None:
+    if path.exists() and not path.is_dir():
+        raise FileExistsError(f"out: {path} is a file, expected a directory")
+    if not path.exists():
+        return
+    ours = {LOCK, *(file.name for file in files.leftovers(path, known))}  # killed before it had written anything
+    found = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    if found and known[0] not in found:
+        raise FileExistsError(f"out: {path} holds {found[0]} and no {known[0]}, so it is no run; choose another")
+    if found and not overwrite and not resume:
+        raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
+
+
+def _numbered(parent: Path, name: str) -> Path:
+    parent.mkdir(parents=True, exist_ok=True)
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
+    number = 1
+    while True:
+        path = parent / f"{safe}-{number:03d}"
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path

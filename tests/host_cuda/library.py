@@ -1,0 +1,54 @@
+"""The stand-in as a whole array library: programs that ask for CuPy get it, the command line included.
+
+`install` replaces the module `cupy` and its array-API namespace, so it belongs in a process of its own. What the
+namespace does is NumPy's work on the stand-in's arrays; the kernels are the real ones.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import array_api_compat.numpy
+import numpy as np
+
+from . import memory, stand_in
+
+
+class Namespace(ModuleType):
+    """Array-API functions over the stand-in's arrays."""
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(array_api_compat.numpy, name)
+        if isinstance(found, type) or not callable(found):
+            return found
+
+        def function(*args: Any, device: Any = None, **kwargs: Any) -> Any:
+            return _there(found(*args, **kwargs))
+
+        return function
+
+
+class _Info:
+    """What the namespace says of itself: NumPy's, whatever the device."""
+
+    def dtypes(self, *, device: Any = None, kind: Any = None) -> Any:
+        return np.__array_namespace_info__().dtypes(kind=kind)
+
+
+def install() -> None:
+    """Put the stand-in in CuPy's place for the rest of this process."""
+    sys.modules["cupy"] = stand_in
+    namespace = Namespace("array_api_compat.cupy")
+    namespace.__array_namespace_info__ = _Info  # type: ignore[method-assign]
+    sys.modules["array_api_compat.cupy"] = namespace
+
+
+def _there(found: Any) -> Any:
+    """A result on the device."""
+    if isinstance(found, list | tuple):
+        return type(found)(map(_there, found))
+    if isinstance(found, np.ndarray | np.generic) and not isinstance(found, memory.ndarray):
+        return memory.device(found)
+    return found

@@ -1,0 +1,149 @@
+"""Arrays of the stand-in device: NumPy memory between margins, which count every value that goes to the host."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from types import SimpleNamespace
+from typing import Any, Self
+
+import numpy as np
+
+MARGIN = 256
+"""Bytes before and after the values of an array; a kernel that writes there is found out."""
+
+waiting_allowed = False
+"""Whether values may go to the host: each such call waits for a device."""
+events: list[str] = []
+"""What the host and the device did, in order: "to host" where the host waited, and what others add."""
+
+_buffers: list[tuple[weakref.ref[np.ndarray], int, int]] = []
+"""The bytes that arrays lie in, and where the values start and stop."""
+
+
+class Device:
+    """The one device, entered as CuPy's is; `entered` counts how deep."""
+
+    entered = 0
+    id = 0
+    compute_capability = "90"
+    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 * 1024}  # noqa: RUF012
+
+    def __enter__(self) -> Self:
+        Device.entered += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        Device.entered -= 1
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device)
+
+    __hash__ = object.__hash__
+
+
+class ndarray(np.ndarray):  # noqa: N801  CuPy's name
+    """An array on the device: values only leave it by `host` or, where waiting is allowed, by `get`."""
+
+    @property
+    def device(self) -> Device:  # type: ignore[override]
+        return Device()
+
+    @property
+    def data(self) -> Any:  # type: ignore[override]
+        return SimpleNamespace(ptr=self.ctypes.data)
+
+    def __getitem__(self, key: Any) -> Any:
+        """An array even where NumPy gives a number, as in CuPy."""
+        found = super().__getitem__(key)
+        return found if isinstance(found, np.ndarray) else np.asarray(found).view(ndarray)
+
+    def __array_wrap__(self, array: Any, context: Any = None, return_scalar: bool = False) -> Any:
+        """Arithmetic gives arrays, never numbers of NumPy."""
+        return np.asarray(array).view(ndarray)
+
+    def copy(self, order: Any = "C") -> Any:
+        """A copy is queued on the current device."""
+        refuse_off_device()
+        return device(np.array(host(self), order=order))
+
+    def get(self) -> np.ndarray:
+        """The values on the host."""
+        assert waiting_allowed, "a value was asked for on the host: on a device that waits"
+        events.append("to host")
+        return host(self).copy()
+
+    def item(self, *_: object) -> Any:
+        return self.get().item()
+
+    def tolist(self) -> Any:
+        return self.get().tolist()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    __index__ = __int__
+
+
+ndarray.__module__ = "cupy"
+
+
+def device(a: Any) -> Any:
+    """A host array's values on the device, in the same layout."""
+    a = np.asarray(a)
+    if not a.flags.c_contiguous:
+        return a.view(ndarray)
+    there = _allocated(a.shape, a.dtype)
+    there[...] = a
+    return there
+
+
+def host(a: Any) -> Any:
+    """A device array's values on the host, without waiting: for the harness alone."""
+    return a.view(np.ndarray)
+
+
+def empty(shape: Any, dtype: Any) -> Any:
+    """An array of NaN: what is not written shows."""
+    refuse_off_device()
+    return _allocated(shape, dtype)
+
+
+def zeros(shape: Any, dtype: Any) -> Any:
+    return device(np.zeros(shape, dtype))
+
+
+def ones(shape: Any, dtype: Any) -> Any:
+    return device(np.ones(shape, dtype))
+
+
+def zeros_like(a: Any) -> Any:
+    return device(np.zeros_like(host(a)))
+
+
+def refuse_off_device() -> None:
+    assert Device.entered, "work was queued on whatever device is current, not on the array's own"
+
+
+def check_margins(name: str) -> None:
+    """Fail where a kernel has written beside an array."""
+    _buffers[:] = [entry for entry in _buffers if entry[0]() is not None]
+    for reference, start, stop in _buffers:
+        buffer = reference()
+        assert (buffer[start - MARGIN : start] == 0xFF).all(), f"{name} wrote before an array"
+        assert (buffer[stop : stop + MARGIN] == 0xFF).all(), f"{name} wrote behind an array"
+
+
+def _allocated(shape: Any, dtype: Any) -> Any:
+    """Memory of NaN, at an address that is a multiple of MARGIN as CuPy's are."""
+    size = math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize
+    buffer = np.full(size + 3 * MARGIN, 0xFF, np.uint8)
+    start = MARGIN - buffer.ctypes.data % MARGIN + MARGIN
+    _buffers.append((weakref.ref(buffer), start, start + size))
+    return buffer[start : start + size].view(dtype).reshape(shape).view(ndarray)
