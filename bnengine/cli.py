@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, backends, interrupts
+from . import __version__, backends, interrupts, training
 from .config import FIELDS, Config, ConfigError, resolve
 from .interrupts import Interrupted
 from .parallel import Communicator
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        return _failed(_reason(error), _status(error))
+        return _failed(_as_given(_reason(error), vars(options)), _status(error))
     return status
 
 
@@ -61,6 +61,13 @@ def _status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):  # as a shell has it
         return 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
     return 2 if isinstance(error, WRONG_REQUEST) else 1
+
+
+def _as_given(reason: str, given: dict[str, Any]) -> str:
+    """The reason with the name of an option as it stands on the command line."""
+    name, colon, rest = reason.partition(":")
+    option = name in given and name not in ("command", "run", "directory", "debug")
+    return f"--{name.replace('_', '-')}{colon}{rest}" if option else reason
 
 
 def _failed(reason: str, status: int) -> int:
@@ -187,9 +194,16 @@ def _train_on(communicator: Communicator, config: Config) -> int:
             f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
+    _warn_of(gap)
     print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
+
+
+def _warn_of(gap: dict[str, Any]) -> None:
+    wrong = training.far_apart(gap)
+    if wrong is not None:
+        print(f"bnengine: warning: {wrong}; see --precise-bn of bnengine train", file=sys.stderr)
 
 
 def _config_file(given: dict[str, Any]) -> str | None:
@@ -231,10 +245,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         backend=_backend(given),
         device=given.get("device"),
     )
+    gap = metrics.pop("running_statistics")
     for name, value in metrics.items():
         print(
             f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {'undefined' if value is None else value}"
         )
+    _warn_of(gap)
     return 0
 
 

@@ -31,6 +31,9 @@ from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics,
 SMALL_PRODUCT = 1e8
 """Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""
 
+JUDGED = 100
+"""Rows from which their own statistics can tell whether the running ones are far off."""
+
 EpochCallback = Callable[[dict[str, Any]], None]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
 
@@ -219,7 +222,7 @@ def evaluate_run(
     metrics = evaluate(loaded.net, loaded.params, loaded.state, (x, targets), loss=loss, backend=place)
     if task == "regression":
         metrics["rmse"] = _rmse(metrics, std)
-    return {"data": name, "rows": len(x), **metrics}
+    return {"data": name, "rows": len(x), **metrics, "running_statistics": _statistics_gap(config, loaded, x, place)}
 
 
 def predict_run(
@@ -255,6 +258,15 @@ def _opened(problem: Problem, held: ExitStack) -> tuple[Path, Fitted | None, str
     files.write(directory / run_directory.CONFIG, to_toml(config))
     _write_metrics(directory, start.history if start else [])
     return directory, start, note
+
+
+def _statistics_gap(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> dict[str, float]:
+    """How far a run's running statistics are from these rows'; empty for fewer than can tell."""
+    some = x[:10_000]
+    if len(some) < JUDGED:
+        return {}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "backend": place}
+    return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
 
 
 def _held_by_float32(dataset: Dataset, ranks: Communicator) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,9 @@ EVALUATED = 10_000
 INFERRED = 8192
 """Rows that inference takes at a time."""
 
+
+FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
+"""Distance in standard deviations, and factor, from which running statistics are reported as far off."""
 
 BLOCK = 256
 """Losses that are put into one array at a time, so that an epoch of many steps keeps few arrays."""
@@ -399,7 +403,8 @@ def evaluate(
 ) -> dict[str, float | None]:
     """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
 
-    With a communicator, over the rows of all ranks. r2 is None where all targets are the same.
+    With a communicator, over the rows of all ranks. r2 is None where all targets are the same. Warns where
+    running statistics were never updated.
 
     Examples
     --------
@@ -412,15 +417,20 @@ def evaluate(
     """
     backend, ranks = as_backend(backend), communicator or Alone()
     on_device = _on_device(checked_rows("rows", rows, net, loss, ranks), backend)
+    _warn_of_unused_statistics(state)
     return _measure(net, Fitted(params, state, {}), on_device, loss, backend, ranks)
 
 
 def predict(
     net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
 ) -> np.ndarray[Any, Any]:
-    """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
+    """The network's outputs (logits, or predicted values) for rows of host data, on the host.
+
+    Warns where running statistics were never updated.
+    """
     backend = as_backend(backend)
     x = _checked_inputs("x", x, net)
+    _warn_of_unused_statistics(state)
     return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
 
 
@@ -481,6 +491,24 @@ def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str
         var_ratio = max(var_ratio, float(np.max(np.maximum(ratio, 1 / ratio))))
     seen = min(int(state[key]["batches"]) for key in layers)
     return {"mean_gap": mean_gap, "var_ratio": var_ratio, "batches": seen}
+
+
+def far_apart(gap: dict[str, float]) -> str | None:
+    """What is wrong with running statistics that are so far from a few hundred rows' own; None where nothing is.
+
+    Chance alone moves the worst of a thousand channels over 100 rows by 0.4 standard deviations, and its
+    variance by a factor of 2.
+    """
+    if not gap:
+        return None
+    if gap["batches"] == 0:
+        return "running statistics were never updated: inference uses mean 0 and variance 1"
+    if gap["mean_gap"] > FAR_MEAN or gap["var_ratio"] > FAR_VARIANCE:
+        return (
+            f"running statistics are far from the rows': means by up to {gap['mean_gap']:.2g} standard deviations, "
+            f"variances by a factor of up to {gap['var_ratio']:.3g}"
+        )
+    return None
 
 
 def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Communicator | None = None) -> Rows:
@@ -641,6 +669,15 @@ def _compiled(net: Sequential, backend: Backend, training: bool) -> Callable[...
 def _copied(fitted: Fitted) -> Fitted:
     """A copy that later steps, which write into what they are given, leave alone."""
     return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+
+
+def _warn_of_unused_statistics(state: Tree) -> None:
+    unused = [key for key, value in state.items() if "batches" in value and int(value["batches"]) == 0]
+    if unused:
+        words = (
+            f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"
+        )
+        warnings.warn(words, RuntimeWarning, stacklevel=3)
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:
