@@ -7,13 +7,15 @@ import csv
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, backends, interrupts
-from .config import FIELDS, ConfigError, resolve
+from . import __version__, backends, interrupts, training
+from .config import FIELDS, Config, ConfigError, resolve
 from .interrupts import Interrupted
+from .parallel import Communicator
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,15 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
         with interrupts.raised():
             status: int = options.run(options)
     except KeyboardInterrupt as error:
-        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
-        return _failed(str(error) or "interrupted", 128 + number)  # as a shell has it
+        return _failed(str(error) or "interrupted", _status(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
         return 141  # as a program that the signal ends: not everything was done
     except Exception as error:
         if options.debug:
             raise
-        return _failed(_reason(error), 2 if isinstance(error, WRONG_REQUEST) else 1)
+        return _failed(_as_given(_reason(error), vars(options)), _status(error))
     return status
 
 
@@ -46,7 +47,7 @@ WRONG_REQUEST = (
 """Errors of the person who asked; others are errors of the run."""
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """One line of printable characters, whatever a file has put into it."""
     text = str(error)
     if isinstance(error, OSError) and error.filename is not None:
@@ -56,8 +57,21 @@ def _reason(error: Exception) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
 
 
+def _status(error: BaseException) -> int:
+    if isinstance(error, KeyboardInterrupt):  # as a shell has it
+        return 128 + (error.signal if isinstance(error, Interrupted) else signal.SIGINT)
+    return 2 if isinstance(error, WRONG_REQUEST) else 1
+
+
+def _as_given(reason: str, given: dict[str, Any]) -> str:
+    """The reason with the name of an option as it stands on the command line."""
+    name, colon, rest = reason.partition(":")
+    option = name in given and name not in ("command", "run", "directory", "debug")
+    return f"--{name.replace('_', '-')}{colon}{rest}" if option else reason
+
+
 def _failed(reason: str, status: int) -> int:
-    print(f"bnengine: {reason}", file=sys.stderr)
+    print(f"bnengine: {reason}", file=sys.stderr, flush=True)
     return status
 
 
@@ -156,25 +170,56 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from . import runs
+    from . import parallel
 
     given = vars(options)
-    config = resolve({name: value for name, value in given.items() if name in FIELDS}, _config_file(given))
+    asked = given.get("distributed", "none")
+    communicator = parallel.join(asked, timeout=given.get("timeout", FIELDS["timeout"].default))
+    try:  # from here on the ranks that were asked for answer together
+        config = resolve({name: value for name, value in given.items() if name in FIELDS}, _config_file(given))
+        if config.distributed != asked:  # only the file says it
+            communicator = parallel.join(config.distributed, timeout=config.timeout)
+        return _train_on(communicator, config)
+    except (Exception, KeyboardInterrupt) as error:
+        if communicator.together():  # every rank has come here by itself: one of them tells why
+            if communicator.rank == 0:
+                raise
+            return _status(error)
+        if options.debug:
+            traceback.print_exc()
+        _failed(f"rank {communicator.rank} of {communicator.size}: {_reason(error)}", 1)
+        return communicator.abort(_status(error))
+
+
+def _train_on(communicator: Communicator, config: Config) -> int:
+    from . import runs
+
+    first = communicator.rank == 0
     directory, summary = runs.train(
         config,
-        on_start=lambda text: print(text, flush=True),
-        on_epoch=lambda row: print(_epoch_lines(row), flush=True),
-        progress=_bar if sys.stderr.isatty() else None,
+        communicator=communicator,
+        on_start=(lambda text: print(text, flush=True)) if first else None,
+        on_epoch=(lambda row: print(_epoch_lines(row), flush=True)) if first else None,
+        progress=_bar if first and sys.stderr.isatty() else None,
     )
+    if not first:
+        return 0
     gap = summary["running_statistics"]
     if gap:
         print(
             f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
+    _warn_of(gap)
     print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
+
+
+def _warn_of(gap: dict[str, Any]) -> None:
+    wrong = training.far_apart(gap)
+    if wrong is not None:
+        print(f"bnengine: warning: {wrong}; see --precise-bn of bnengine train", file=sys.stderr)
 
 
 def _config_file(given: dict[str, Any]) -> str | None:
@@ -216,10 +261,12 @@ def _evaluate(options: argparse.Namespace) -> int:
         backend=_backend(given),
         device=given.get("device"),
     )
+    gap = metrics.pop("running_statistics")
     for name, value in metrics.items():
         print(
             f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {'undefined' if value is None else value}"
         )
+    _warn_of(gap)
     return 0
 
 

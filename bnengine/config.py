@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends, layers, optimizers
+from . import backends, layers, optimizers, parallel
 
 
 class ConfigError(ValueError):
@@ -75,6 +75,9 @@ class Config:
     )
     device: str | None = _option(None, "device in the library's words, such as cuda:1; its default where not given")
     dtype: str = _option("float32", "floating dtype of parameters and data", ("float32", "float64"))
+    sync_ranks: int | None = _option(None, "ranks that share batch statistics, 1: each its own; all where not given")
+    distributed: str = _option("none", "how ranks that a launcher started communicate", parallel.KINDS, kept=False)
+    timeout: float = _option(300.0, "seconds to wait for other ranks before giving them up", kept=False)
     out: str | None = _option(None, "directory of the run; a new one under runs/ where not given", kept=False)
     resume: bool = _option(False, "go on with the run in --out, or start it where nothing was", kept=False)
     overwrite: bool = _option(False, "start anew in an existing --out", kept=False)
@@ -87,13 +90,20 @@ class Config:
         for name, low, high in (("test", 0, 1), ("validation", 0, 1)):
             if not low <= getattr(self, name) < high or (name == "test" and self.test == 0):
                 raise ConfigError(f"{name}: expected a part between 0 and 1, got {getattr(self, name)!r}")
-        for name, least in (("batch_size", 2), ("epochs", 1), ("seed", 0), ("warm_up", 0), ("early_stopping", 1)):
+        for name, least in (
+            ("batch_size", 2),
+            ("epochs", 1),
+            ("seed", 0),
+            ("warm_up", 0),
+            ("early_stopping", 1),
+            ("sync_ranks", 1),
+        ):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value!r}")
             if value is not None and value >= 2**32:
                 raise ConfigError(f"{name}: expected less than 2**32, got {value}")
-        for name in ("learning_rate", "clip"):
+        for name in ("learning_rate", "clip", "timeout"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{name}: expected a positive number, got {value!r}")

@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from .readers import DataError, HostArray, read_csv, read_idx, read_npz
+from .readers import DataError, HostArray, read_csv, read_idx, read_npy, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""
@@ -68,7 +68,8 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     ----------
     source : str
         "digits", "breast-cancer", "fashion-mnist", a file.npz (x, y and optionally x_test, y_test), a
-        file.csv with a header, or a directory with the four IDX files of the MNIST family.
+        directory with x.npy, y.npy and optionally x_test.npy, y_test.npy, a file.csv with a header, or a
+        directory with the four IDX files of the MNIST family.
     label : str, optional
         Column of a CSV that is to be predicted, by name or position (negative from the end); the last by
         default.
@@ -102,17 +103,19 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     path = Path(source)
     if not path.exists():
         raise DataError(f"data: no file or directory {source}; the data sets by name are {', '.join(NAMED)}")
+    if (path / "x.npy").exists():
+        return from_arrays(path, read_npy(path), task, test, seed)
     if path.is_dir():
         return _from_idx(path, path.name, check=None)
     if not path.is_file():  # a pipe would be waited for, a device be read for ever
         raise DataError(f"data: expected a regular file or a directory, {source} is neither")
     if path.suffix == ".npz":
-        return _from_npz(path, task, test, seed)
+        return from_arrays(path, read_npz(path), task, test, seed)
     if path.suffix == ".csv":
         table = read_csv(path, label=label)
         dataset = _split(path.stem, table.x, table.y, task, test, seed)
         return replace(dataset, columns=tuple(table.columns), label=table.label)
-    raise DataError(f"data: expected .npz, .csv or a directory of IDX files, got {source}")
+    raise DataError(f"data: expected .npz, .csv or a directory of .npy or IDX files, got {source}")
 
 
 def hold_out(x: HostArray, y: HostArray, part: float, *, seed: int, stratify: bool) -> tuple[HostArray, ...]:
@@ -213,8 +216,8 @@ def _from_idx(directory: Path, name: str, check: dict[str, str] | None) -> Datas
     return Dataset(name, "classification", x, y.astype(np.int64), x_test, y_test.astype(np.int64), classes)
 
 
-def _from_npz(path: Path, task: str, test: float, seed: int) -> Dataset:
-    arrays = read_npz(path)
+def from_arrays(path: Path, arrays: dict[str, HostArray], task: str, test: float, seed: int) -> Dataset:
+    """The data set of the arrays x and y, and x_test and y_test or a part that is held out, of a file or directory."""
     missing = {"x", "y"} - set(arrays)
     if missing or ("x_test" in arrays) != ("y_test" in arrays):
         raise DataError(

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
-from ._typing import Array, Tree
+from ._typing import AllReduce, Array, Tree
 from .backends import Backend, as_backend
 from .functional import checks
 
@@ -76,13 +76,15 @@ class BatchNorm:
     Training normalises with the batch's statistics and averages them into the running ones, inference
     normalises with the running ones. Parameters gamma (1 at first) and beta (0); state mean (0), var (1)
     and batches (0). `momentum` is the weight of the *new* batch (PyTorch's meaning; Keras' and Flax's is
-    one minus it), None the plain average over all batches.
+    one minus it), None the plain average over all batches. `all_reduce` sums an array over ranks: statistics
+    then are those of the batch that all ranks hold together.
     """
 
     features: int
     activation: str | None = None
     eps: float = 1e-5
     momentum: float | None = 0.1
+    all_reduce: AllReduce | None = None
 
     def __post_init__(self) -> None:
         _size("features", self.features)
@@ -101,7 +103,9 @@ class BatchNorm:
         if not training:
             y = F.normalize(x, state["mean"], state["var"], gamma, beta, eps=self.eps, activation=self.activation)
             return y, state, None
-        y, residuals = F.batch_norm(x, gamma, beta, eps=self.eps, activation=self.activation)
+        y, residuals = F.batch_norm(
+            x, gamma, beta, eps=self.eps, activation=self.activation, all_reduce=self.all_reduce
+        )
         running = F.RunningStats(**state).update(residuals, momentum=self.momentum)
         return y, running._asdict(), residuals
 
@@ -152,14 +156,16 @@ class Standardize:
             "var": backend.asarray(np.ones(self.features)),
         }
 
-    def measure(self, x: np.ndarray[Any, Any], backend: Backend) -> Tree:
-        """The state for these training rows, a host array of shape (N, features)."""
-        rough = x.mean(axis=0, dtype=np.float64)
-        rest, square = np.zeros_like(rough), np.zeros_like(rough)
+    def measure(self, x: np.ndarray[Any, Any], backend: Backend, all_reduce: AllReduce | None = None) -> Tree:
+        """The state for these training rows, a host array of shape (N, features); with all_reduce, for all ranks'."""
+        total = all_reduce or (lambda a: a)
+        *rough, rows = total(np.append(x.sum(axis=0, dtype=np.float64), len(x)))
+        rough = np.asarray(rough) / rows
+        sums = np.zeros((2, self.features))
         for start in range(0, len(x), 4096):  # in blocks: no float64 copy of the data
             centered = x[start : start + 4096] - rough
-            rest += np.sum(centered, axis=0) / len(x)
-            square += np.sum(centered * centered, axis=0) / len(x)
+            sums += [np.sum(centered, axis=0) / rows, np.sum(centered * centered, axis=0) / rows]
+        rest, square = total(sums)
         mean, var = rough + rest, square - rest * rest
         constant = var <= (1e-7 * mean) ** 2
         return {"mean": backend.asarray(mean), "var": backend.asarray(np.where(constant, 1.0, var))}
@@ -218,10 +224,21 @@ class Sequential:
         params = {key: layer_params for key, (layer_params, _) in pairs.items() if layer_params}
         return params, {key: layer_state for key, (_, layer_state) in pairs.items() if layer_state}
 
-    def measure(self, state: Tree, x: np.ndarray[Any, Any], *, backend: Backend) -> Tree:
+    def measure(
+        self, state: Tree, x: np.ndarray[Any, Any], *, backend: Backend, all_reduce: AllReduce | None = None
+    ) -> Tree:
         """The state with the statistics of these training rows in the Standardize layer at the front, if there is one."""
         first = self.layers[0]
-        return {**state, "0": first.measure(x, backend)} if isinstance(first, Standardize) else state
+        return {**state, "0": first.measure(x, backend, all_reduce)} if isinstance(first, Standardize) else state
+
+    def with_norms(self, **changes: Any) -> Sequential:
+        """The network with these fields of every BatchNorm changed, such as `all_reduce=communicator.sum`."""
+        return Sequential(
+            tuple(
+                dataclasses.replace(layer, **changes) if isinstance(layer, BatchNorm) else layer
+                for layer in self.layers
+            )
+        )
 
     def forward(self, params: Tree, state: Tree, x: Array, *, training: bool) -> tuple[Array, Tree, list[Any]]:
         """(output, new state, residuals for `backward`). Inference leaves the state as it is."""
@@ -354,8 +371,9 @@ def mlp(
 
 
 def to_spec(net: Sequential) -> list[dict[str, Any]]:
-    """The network as plain data, for a file."""
-    return [{"layer": type(layer).__name__, **dataclasses.asdict(layer)} for layer in net.layers]
+    """The network as plain data, for a file; how ranks communicate is no part of it."""
+    specs = [{"layer": type(layer).__name__, **vars(layer)} for layer in net.layers]
+    return [{name: value for name, value in spec.items() if name != "all_reduce"} for spec in specs]
 
 
 def from_spec(spec: list[dict[str, Any]]) -> Sequential:

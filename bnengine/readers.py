@@ -204,6 +204,17 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     return shape, dtype
 
 
+def read_npy(directory: Path) -> dict[str, HostArray]:
+    """The arrays of the .npy files in a directory by their names, left on the disk until they are used."""
+    found = {}
+    for path in sorted(directory.glob("*.npy")):
+        try:
+            found[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{path}: cannot be read as npy: {error}") from error
+    return found
+
+
 def read_idx(path: Path) -> tuple[HostArray, str]:
     """(array of unsigned bytes; SHA-256 of the unpacked file) of an IDX file, plain or gzip."""
     try:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from . import __version__, checkpoints, data, files, interrupts, kernels, readers, report, run_directory
+from . import __version__, checkpoints, data, files, interrupts, kernels, readers, report, run_directory, shards
 from .backends import Backend
 from .backends import backend as make_backend
 from .checkpoints import CheckpointError, Loaded
@@ -23,11 +24,15 @@ from .data import Dataset
 from .interrupts import Interrupted
 from .layers import Sequential, mlp
 from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
+from .parallel import Alone, Communicator, Shares
 from .readers import DataError, HostArray
 from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics, predict, statistics_gap
 
 SMALL_PRODUCT = 1e8
 """Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""
+
+JUDGED = 100
+"""Rows from which their own statistics can tell whether the running ones are far off."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -36,11 +41,14 @@ Progress = Callable[[Iterable[Any]], Iterable[Any]]
 def train(
     config: Config,
     *,
+    communicator: Communicator | None = None,
     on_start: Callable[[str], None] | None = None,
     on_epoch: EpochCallback | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
     """Train as configured; return the run directory and the summary that was written there.
+
+    With a communicator every rank calls this and trains on its part of the rows; rank 0 alone writes.
 
     Raises
     ------
@@ -49,16 +57,17 @@ def train(
     NonFiniteError
         Where the loss or a gradient was not finite; the network of the last good epoch has been saved.
     """
-    problem = Problem.of(config)
-    name, overwrite, resume = problem.dataset.name, config.overwrite, config.resume
-    with run_directory.opened(config.out, name, overwrite=overwrite, resume=resume) as directory:
-        start, note = _resumed(directory, problem) if config.resume else (None, "")
-        files.write(directory / run_directory.CONFIG, to_toml(config))
-        _write_metrics(directory, start.history if start else [])
+    ranks = communicator or Alone()
+    ranks.agree({**dataclasses.asdict(config), "version": __version__, "numpy": np.__version__})
+    problem = Problem.of(config, ranks)
+    with ExitStack() as held:
+        directory, start, note = ranks.once(lambda: _opened(problem, held))
         if on_start is not None:
             on_start(note + problem.described(directory))
         fitted = _fitted(problem, directory, start, on_epoch, progress)
         summary = _summary(problem, fitted)
+        if ranks.rank:
+            return directory, summary
         files.write(directory / run_directory.MODEL, problem.packed(fitted))
         files.write(directory / run_directory.SUMMARY, f"{_json(summary, indent=2)}\n")
         files.write(directory / run_directory.CURVES, report.curves(fitted.history, summary))
@@ -76,6 +85,8 @@ def _fitted(
     config = problem.config
 
     def after_epoch(row: dict[str, Any], now: Fitted) -> None:
+        if problem.ranks.rank:
+            return
         _write_metrics(directory, now.history)
         if now.best is not None and now.best.history[-1] is row:
             files.write(directory / run_directory.BEST, problem.packed(now.best, resumable=True))
@@ -99,17 +110,20 @@ def _fitted(
                 early_stopping=config.early_stopping,
                 precise_bn=config.precise_bn,
                 on_nonfinite=config.on_nonfinite,
+                communicator=problem.ranks,
+                sync_ranks=config.sync_ranks,
                 callback=after_epoch,
                 progress=progress,
                 interrupted=lambda: bool(asked),
             )
     except NonFiniteError as error:
         raise NonFiniteError(f"{error}; {_saved(problem, directory, error.last_good)}", error.last_good) from error
-    if asked:
-        if fitted.losses or not fitted.history:
+    signals = [number for each in problem.ranks.gather(asked) for number in each]
+    if signals:
+        if problem.ranks.rank == 0 and (fitted.losses or not fitted.history):
             _keep(problem, directory, fitted)
         step = int(fitted.opt_state["step"])
-        raise Interrupted(asked[0], f"interrupted after step {step}; --resume --out {directory} goes on from there")
+        raise Interrupted(signals[0], f"interrupted after step {step}; --resume --out {directory} goes on from there")
     return fitted
 
 
@@ -121,31 +135,29 @@ class Problem:
     dataset: Dataset
     train: tuple[HostArray, HostArray]
     validation: tuple[HostArray, HostArray] | None
+    counts: list[int]
+    """Rows for training, validation and testing, of all ranks."""
     net: Sequential
     optimizer: Optimizer
     backend: Backend
     target: tuple[float, float]
     """Mean and standard deviation of the training targets in regression, which learns standardised ones."""
+    ranks: Communicator
 
     @classmethod
-    def of(cls, config: Config) -> Problem:
+    def of(cls, config: Config, ranks: Communicator) -> Problem:
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
-        dataset = data.load(config.data, label=config.label, task=config.task, test=config.test, seed=config.seed)
-        x, y = dataset.x_train, dataset.y_train
-        target = (0.0, 1.0)
-        if dataset.task == "regression":
-            target = float(np.mean(y)), float(np.std(y)) or 1.0
-            y = (y - target[0]) / target[1]
-        validation = None
-        if config.validation > 0:
-            stratify = dataset.task == "classification"
-            x, held_x, y, held_y = data.hold_out(x, y, config.validation, seed=config.seed, stratify=stratify)
-            validation = held_x, held_y
+        dataset, validation, target = shards.load(config, ranks)
+        counts = ranks.sum(
+            np.asarray([len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)])
+        )
         if config.dtype == "float32":
-            _held_by_float32(x, dataset)
+            _held_by_float32(dataset, ranks)
         net = _network(config, dataset)
-        optimizer = _optimizer(config, steps=len(data.batches(len(x), config.batch_size, np.random.default_rng(0))))
-        return cls(config, dataset, (x, y), validation, net, optimizer, backend, target)
+        order = data.batches(int(counts[0]), config.batch_size, np.random.default_rng(0))
+        optimizer = _optimizer(config, steps=len(order))
+        train = dataset.x_train, dataset.y_train
+        return cls(config, dataset, train, validation, counts.tolist(), net, optimizer, backend, target, ranks)
 
     @property
     def loss(self) -> str:
@@ -179,13 +191,14 @@ class Problem:
 
     def described(self, directory: Path) -> str:
         """What is about to be trained, for a person."""
-        rows = f"{len(self.train[1])} training"
-        rows += f", {len(self.validation[1])} validation" if self.validation else ""
+        train, held, test = self.counts
+        rows = f"{train} training" + (f", {held} validation" if held else "")
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
         return (
-            f"{self.dataset.name}: {rows}, {len(self.dataset.y_test)} test rows, {self.dataset.features} features, "
+            f"{self.dataset.name}: {rows}, {test} test rows, {self.dataset.features} features, "
             f"{task}\n{self.net.summary()}\n{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
-            f"kernels {_kernels(self.backend)}, writing to {directory}"
+            f"kernels {_kernels(self.backend)}"
+            f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"
         )
 
 
@@ -209,7 +222,7 @@ def evaluate_run(
     metrics = evaluate(loaded.net, loaded.params, loaded.state, (x, targets), loss=loss, backend=place)
     if task == "regression":
         metrics["rmse"] = _rmse(metrics, std)
-    return {"data": name, "rows": len(x), **metrics}
+    return {"data": name, "rows": len(x), **metrics, "running_statistics": _statistics_gap(config, loaded, x, place)}
 
 
 def predict_run(
@@ -236,9 +249,32 @@ def predict_run(
 # ---- parts
 
 
-def _held_by_float32(x: HostArray, dataset: Dataset) -> None:
+def _opened(problem: Problem, held: ExitStack) -> tuple[Path, Fitted | None, str]:
+    """The directory of the run, locked as long as `held`; what it goes on from; and a line to say."""
+    config = problem.config
+    name, overwrite, resume = problem.dataset.name, config.overwrite, config.resume
+    directory = held.enter_context(run_directory.opened(config.out, name, overwrite=overwrite, resume=resume))
+    start, note = _resumed(directory, problem) if config.resume else (None, "")
+    files.write(directory / run_directory.CONFIG, to_toml(config))
+    _write_metrics(directory, start.history if start else [])
+    return directory, start, note
+
+
+def _statistics_gap(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> dict[str, float]:
+    """How far a run's running statistics are from these rows'; empty for fewer than can tell."""
+    some = x[:10_000]
+    if len(some) < JUDGED:
+        return {}
+    options: dict[str, Any] = {"batch_size": config.batch_size, "backend": place}
+    return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
+
+
+def _held_by_float32(dataset: Dataset, ranks: Communicator) -> None:
     """Refuse features of which float32 would keep nothing: far from zero for their spread, or too large to square."""
-    spread, largest = x.std(axis=0, dtype=np.float64), np.abs(x).max(axis=0).astype(np.float64)
+    x = dataset.x_train
+    mean = ranks.sum(x.sum(axis=0, dtype=np.float64)) / ranks.sum(np.asarray([len(x)]))
+    spread = np.sqrt(ranks.sum(np.square(x - mean).sum(axis=0)) / ranks.sum(np.asarray([len(x)])))
+    largest = np.max(ranks.gather(np.abs(x).max(axis=0, initial=0).astype(np.float64)), axis=0)
     lost = (spread > 0) & (largest * 2.0**-25 > 0.1 * spread)  # a quarter of a unit in the last place
     for column in np.flatnonzero(lost | (largest > 1e18))[:1]:
         name = dataset.columns[column] if dataset.columns else column
@@ -338,14 +374,24 @@ def _best(directory: Path, problem: Problem, history: list[dict[str, Any]]) -> t
 
 def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     dataset, config, net, place = problem.dataset, problem.config, problem.net, problem.backend
-    y_test = dataset.y_test
+    y_test, ranks = dataset.y_test, problem.ranks
     if dataset.task == "regression":
         y_test = (y_test - problem.target[0]) / problem.target[1]
-    test = evaluate(net, fitted.params, fitted.state, (dataset.x_test, y_test), loss=problem.loss, backend=place)
+    test = evaluate(
+        net,
+        fitted.params,
+        fitted.state,
+        (dataset.x_test, y_test),
+        loss=problem.loss,
+        backend=place,
+        communicator=ranks,
+    )
     if dataset.task == "regression":
         test["rmse"] = _rmse(test, problem.target[1])
-    some = problem.train[0][:10_000]
-    precise = precise_statistics(net, fitted.params, fitted.state, some, batch_size=config.batch_size, backend=place)
+    some = problem.train[0][: Shares.of(ranks, len(problem.train[0])).head(10_000)]
+    precise = precise_statistics(
+        net, fitted.params, fitted.state, some, batch_size=config.batch_size, backend=place, communicator=ranks
+    )
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
@@ -359,6 +405,9 @@ def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "kernels": _kernels(place),
         "parameters": net.parameters,
         "seed": config.seed,
+        "ranks": ranks.size,
+        "reductions": ranks.reductions,
+        "reduced_bytes": ranks.bytes,
         "version": __version__,
     }
 
@@ -378,7 +427,8 @@ def _saved(problem: Problem, directory: Path, last_good: Fitted) -> str:
     if not last_good.history:
         return "no epoch was good, so no network is saved"
     path = directory / run_directory.MODEL
-    files.write(path, problem.packed(last_good))
+    if problem.ranks.rank == 0:
+        files.write(path, problem.packed(last_good))
     return f"the network of epoch {len(last_good.history)} is in {path}"
 
 
@@ -387,14 +437,15 @@ def _json(values: dict[str, Any], indent: int | None = None) -> str:
 
 
 def _blas_threads(problem: Problem) -> AbstractContextManager[Any]:
-    """One thread for the matrix products of NumPy where they are small.
+    """One thread for the matrix products of NumPy where they are small, or where processes share the machine.
 
     BLAS splits even a product of a millisecond over all processors, and its threads wait for each other by
     spinning: on a machine that does anything else such a step takes 5 to 20 times as long as on one thread.
     """
     largest = max(math.prod(shape) for name, shape in problem.net.shapes().items() if name.endswith("weight"))
     chosen = any(os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
-    if problem.backend.name != "numpy" or chosen or 2 * problem.config.batch_size * largest > SMALL_PRODUCT:
+    large = 2 * problem.config.batch_size * largest > SMALL_PRODUCT and problem.ranks.size == 1
+    if problem.backend.name != "numpy" or chosen or large:
         return nullcontext()
     try:
         from threadpoolctl import threadpool_limits

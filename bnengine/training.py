@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_dask_array
+from array_api_compat import array_namespace, device, is_dask_array
 
 from . import data, finite, trees
-from ._typing import Array, Tree
+from ._typing import AllReduce, Array, Tree
 from .backends import Backend, as_backend, as_numpy
 from .functional import LOSSES
 from .layers import BatchNorm, Sequential
 from .optimizers import Optimizer
+from .parallel import Alone, Communicator, Shares
 
 Rows = tuple[Any, Any]
 """Host arrays (x, targets) with a sample in each row."""
@@ -28,6 +30,9 @@ EVALUATED = 10_000
 INFERRED = 8192
 """Rows that inference takes at a time."""
 
+
+FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
+"""Distance in standard deviations, and factor, from which running statistics are reported as far off."""
 
 BLOCK = 256
 """Losses that are put into one array at a time, so that an epoch of many steps keeps few arrays."""
@@ -71,6 +76,7 @@ def train_step(
     x: Array,
     targets: Array,
     loss: str = "cross_entropy",
+    all_reduce: AllReduce | None = None,
 ) -> tuple[Tree, Tree, Tree, Array]:
     """One step: forward, loss, backward, update.
 
@@ -85,12 +91,16 @@ def train_step(
     targets : array
         Class numbers (N,) for "cross_entropy", values of the output's shape for the others.
     loss : {"cross_entropy", "binary_cross_entropy", "mse"}
+    all_reduce : callable, optional
+        Sums an array over ranks. x and targets then are this rank's share of the batch, which may be empty,
+        and what is returned is the same on every rank. Gradients, loss and count travel in one flat array.
+        Batch statistics are the share's own unless the network is `net.with_norms(all_reduce=...)`.
 
     Returns
     -------
     params, state, opt_state : dict
     loss : array
-        0-dimensional, on the device.
+        0-dimensional, on the device: the mean over the batch.
 
     Raises
     ------
@@ -117,8 +127,12 @@ def train_step(
     True
     """
     output, state, residuals = net.forward(params, state, x, training=True)
-    value, doutput = _loss(loss)(output, targets)
-    grads = net.backward(params, residuals, doutput)
+    if all_reduce is None:
+        value, doutput = _loss(loss)(output, targets)
+        grads = net.backward(params, residuals, doutput)
+    else:
+        value, doutput = _loss_sum(loss, output, targets)
+        grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
     params, opt_state = optimizer.update(params, grads, opt_state)
     if is_dask_array(value):
         import dask
@@ -142,6 +156,8 @@ def fit(
     early_stopping: int | None = None,
     precise_bn: bool = False,
     on_nonfinite: str = "stop",
+    communicator: Communicator | None = None,
+    sync_ranks: int | None = None,
     callback: Callable[[dict[str, Any], Fitted], object] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     interrupted: Callable[[], object] | None = None,
@@ -174,9 +190,16 @@ def fit(
         "skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts
         them in the history (`skipped`); the step still counts for the schedule. It costs a copy of the
         parameters and the optimiser's state each step.
+    communicator : Communicator, optional
+        The ranks that train together (`bnengine.parallel`), each with its own rows: those of all ranks, one
+        after another, are the training rows. The result is the same on every rank, and that of one process
+        with all the rows but for rounding.
+    sync_ranks : int, optional
+        Ranks that share batch statistics: all by default, 1 for statistics of each rank's own. Less than
+        all changes the result, and batches in which a group has fewer than two rows are left out.
     callback : callable, optional
         Called with the epoch's metrics and the network so far, after each epoch; training ends where it
-        returns True.
+        returns True, on any rank.
     progress : callable, optional
         Wraps the iterable of an epoch's batches: tqdm.
     interrupted : callable, optional
@@ -210,11 +233,12 @@ def fit(
     >>> fitted.history[-1]["train_accuracy"] > 0.95
     True
     """
-    backend = as_backend(backend)
-    x, targets = checked_rows("train", train, net, loss)
-    held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss), backend)
-    if len(x) < 2:
-        raise ValueError(f"train: expected at least 2 rows, got {len(x)}")
+    backend, ranks = as_backend(backend), communicator or Alone()
+    x, targets = checked_rows("train", train, net, loss, ranks)
+    held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss, ranks), backend)
+    shares = Shares.of(ranks, len(x), sync_ranks)
+    if shares.total < 2:
+        raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
         if type(value) is not int or value < least:
             raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
@@ -224,10 +248,12 @@ def fit(
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
     if on_nonfinite not in ("stop", "skip"):
         raise ValueError(f"on_nonfinite: expected stop or skip, got {on_nonfinite!r}")
-    now = _begin(net, optimizer, start, x, seed, backend)
+    if on_nonfinite == "skip" and shares.group.size < ranks.size:
+        raise ValueError("on_nonfinite: ranks with their own statistics (sync_ranks) cannot skip the same steps")
+    now = _begin(net, optimizer, start, x, seed, backend, ranks)
     rows = _on_device((x, targets), backend)
     skip = on_nonfinite == "skip"
-    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, rows, held, skip, progress, interrupted)
+    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, rows, held, skip, shares, progress, interrupted)
     began = time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
     for epoch in range(len(now.history) + 1, epochs + 1):
         if early_stopping is not None and now.best and len(now.history) - len(now.best.history) >= early_stopping:
@@ -239,12 +265,14 @@ def fit(
         now = dataclasses.replace(now, history=[*now.history, row])
         if held is not None and (not now.best or row["validation_loss"] < now.best.history[-1]["validation_loss"]):
             now = dataclasses.replace(now, best=_copied(dataclasses.replace(now, best=None)))
-        if callback is not None and callback(row, now):
+        if any(ranks.gather(callback is not None and bool(callback(row, now)))):
             break
     if early_stopping is not None and now.best:
         now = dataclasses.replace(now.best, history=now.history, best=now.best)
     if precise_bn:
-        now.state = precise_statistics(net, now.params, now.state, x, batch_size=batch_size, backend=backend)
+        now.state = precise_statistics(
+            net, now.params, now.state, x, batch_size=batch_size, backend=backend, communicator=ranks
+        )
     return now
 
 
@@ -261,6 +289,7 @@ class _Loop:
     rows: tuple[Array, Array]
     held: tuple[Array, Array] | None
     skip: bool
+    shares: Shares
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None
     interrupted: Callable[[], object] | None
 
@@ -268,13 +297,15 @@ class _Loop:
     def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any] | None]:
         """One pass over the data, or what is left of it; no row where it was broken off. Nothing waits for the host."""
         start = _copied(now)
-        order = data.batches(self.rows[0].shape[0], self.batch_size, np.random.default_rng([self.seed, epoch]))
+        order = self.shares.whole(
+            data.batches(self.shares.total, self.batch_size, np.random.default_rng([self.seed, epoch]))
+        )
         left: Iterable[Any] = order[len(now.losses) :]
         params, state, opt_state = now.params, now.state, now.opt_state
         losses: list[Array] = []
         blocks: list[Array] = []
-        for chosen in self.progress(left) if self.progress else left:
-            if self.interrupted is not None and self.interrupted():
+        for done_before, chosen in enumerate(self.progress(left) if self.progress else left):
+            if self.ends(done_before):
                 break
             params, state, opt_state, value = self.step(params, state, opt_state, *self.batch(chosen))
             losses.append(value)
@@ -283,6 +314,7 @@ class _Loop:
                 losses.clear()
         blocks += [self.backend.xp.stack(losses)] if losses else []
         values = [*now.losses, *(value for block in blocks for value in as_numpy(block).tolist())]
+        state = _averaged(state, self.shares)
         done = dataclasses.replace(now, params=params, state=state, opt_state=opt_state, losses=values)
         if not self.good(done):
             cause = self.cause(start, done, order)
@@ -295,14 +327,26 @@ class _Loop:
                 raise NonFiniteError(f"{name} was not finite after epoch {epoch}, step {row['step']}", start)
         return dataclasses.replace(done, losses=[]), row
 
+    def ends(self, steps: int) -> bool:
+        """Whether training was interrupted, on any rank; several ask each other every 16 steps."""
+        ranks = self.shares.ranks
+        if self.interrupted is None or (ranks.size > 1 and steps % 16):
+            return False
+        return any(ranks.gather(bool(self.interrupted())))
+
     def batch(self, chosen: np.ndarray[Any, Any]) -> tuple[Array, Array]:
-        index, xp = self.backend.asarray(chosen), self.backend.xp
+        index, xp = self.backend.asarray(self.shares.own(chosen)), self.backend.xp
         return xp.take(self.rows[0], index, axis=0), xp.take(self.rows[1], index, axis=0)
 
     @functools.cached_property
     def step(self) -> finite.Step:
-        step: finite.Step = functools.partial(_step, self.net, self.optimizer, self.loss)
-        return self.backend.compiled(finite.skipping(step) if self.skip else step)
+        ranks, net = self.shares.ranks, self.net
+        all_reduce = None if ranks.size == 1 else ranks.sum
+        if all_reduce is not None and self.shares.group.size > 1:
+            net = net.with_norms(all_reduce=self.shares.group.sum)
+        step: finite.Step = functools.partial(_step, net, self.optimizer, self.loss, all_reduce=all_reduce)
+        step = finite.skipping(step) if self.skip else step
+        return self.backend.compiled(step) if all_reduce is None else step
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""
@@ -313,10 +357,13 @@ class _Loop:
         return bool(losses.all()) and bool(finite.all_finite(made))
 
     def cause(self, start: Fitted, done: Fitted, order: list[np.ndarray[Any, Any]]) -> str:
-        """The first step and layer that were not finite: the epoch once more, with a look at every value."""
+        """The first step and layer that were not finite: the epoch once more, with a look at every value.
+
+        Several ranks say the step alone: what each would see differs, and they would part ways.
+        """
         now = _copied(start)
         params, state, opt_state = now.params, now.state, now.opt_state
-        for chosen in order[len(start.losses) :]:
+        for chosen in order[len(start.losses) :] if self.shares.ranks.size == 1 else ():
             x, targets = self.batch(chosen)
             what = finite.first_nonfinite(self.net, self.loss, params, state, x, targets)
             params, state, opt_state, _ = self.step(params, state, opt_state, x, targets)
@@ -336,11 +383,11 @@ class _Loop:
         row["train_loss"] = float(losses[np.isfinite(losses)].mean())
         if self.skip:
             row["skipped"] = int(np.sum(~np.isfinite(losses)))
-        (x, targets), some = self.rows, min(EVALUATED, self.rows[0].shape[0])
+        (x, targets), some, ranks = self.rows, self.shares.head(EVALUATED), self.shares.ranks
         seen = (x[:some, ...], targets[:some, ...])
-        row |= _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend), but="loss")
+        row |= _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend, ranks), but="loss")
         if self.held is not None:
-            row |= _prefixed("validation", _measure(self.net, done, self.held, self.loss, self.backend))
+            row |= _prefixed("validation", _measure(self.net, done, self.held, self.loss, self.backend, ranks))
         return row
 
 
@@ -352,10 +399,12 @@ def evaluate(
     *,
     loss: str = "cross_entropy",
     backend: Backend | str | None = None,
+    communicator: Communicator | None = None,
 ) -> dict[str, float | None]:
     """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
 
-    r2 is None where all targets are the same.
+    With a communicator, over the rows of all ranks. r2 is None where all targets are the same. Warns where
+    running statistics were never updated.
 
     Examples
     --------
@@ -366,24 +415,38 @@ def evaluate(
     >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
     1.0
     """
-    backend = as_backend(backend)
-    on_device = _on_device(checked_rows("rows", rows, net, loss), backend)
-    return _measure(net, Fitted(params, state, {}), on_device, loss, backend)
+    backend, ranks = as_backend(backend), communicator or Alone()
+    on_device = _on_device(checked_rows("rows", rows, net, loss, ranks), backend)
+    _warn_of_unused_statistics(state)
+    return _measure(net, Fitted(params, state, {}), on_device, loss, backend, ranks)
 
 
 def predict(
     net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
 ) -> np.ndarray[Any, Any]:
-    """The network's outputs (logits, or predicted values) for rows of host data, on the host."""
+    """The network's outputs (logits, or predicted values) for rows of host data, on the host.
+
+    Warns where running statistics were never updated.
+    """
     backend = as_backend(backend)
     x = _checked_inputs("x", x, net)
+    _warn_of_unused_statistics(state)
     return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
 
 
 def precise_statistics(
-    net: Sequential, params: Tree, state: Tree, x: Any, *, batch_size: int = 128, backend: Backend | str | None = None
+    net: Sequential,
+    params: Tree,
+    state: Tree,
+    x: Any,
+    *,
+    batch_size: int = 128,
+    backend: Backend | str | None = None,
+    communicator: Communicator | None = None,
 ) -> Tree:
     """Running statistics as the plain average over batches of x with the parameters as they are now.
+
+    With a communicator, x is this rank's share of the rows.
 
     Running averages lag behind parameters that still move, and training looks better than inference
     ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3).
@@ -393,19 +456,16 @@ def precise_statistics(
     dict
         The state for inference; `state` is left as it is.
     """
-    backend = as_backend(backend)
-    averaging = Sequential(
-        tuple(
-            dataclasses.replace(layer, momentum=None) if isinstance(layer, BatchNorm) else layer for layer in net.layers
-        )
-    )
+    backend, ranks = as_backend(backend), communicator or Alone()
+    averaging = net.with_norms(momentum=None, all_reduce=None if ranks.size == 1 else ranks.sum)
     new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
     averaged = _compiled(averaging, backend, True)
     device_x = backend.asarray(_checked_inputs("x", x, net))
-    if device_x.shape[0] < 2:
-        raise ValueError(f"x: expected at least 2 rows to take statistics of, got {device_x.shape[0]}")
-    for rows in data.batches(device_x.shape[0], batch_size, np.random.default_rng(0)):  # sorted rows would mislead
-        _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(rows), axis=0))
+    shares = Shares.of(ranks, device_x.shape[0])
+    if shares.total < 2:
+        raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
+    for rows in data.batches(shares.total, batch_size, np.random.default_rng(0)):  # sorted rows would mislead
+        _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(shares.own(rows)), axis=0))
     return new
 
 
@@ -433,12 +493,30 @@ def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str
     return {"mean_gap": mean_gap, "var_ratio": var_ratio, "batches": seen}
 
 
-def checked_rows(name: str, rows: Any, net: Sequential, loss: str) -> Rows:
-    """Rows as host arrays, refused where they do not fit the network and the loss."""
+def far_apart(gap: dict[str, float]) -> str | None:
+    """What is wrong with running statistics that are so far from a few hundred rows' own; None where nothing is.
+
+    Chance alone moves the worst of a thousand channels over 100 rows by 0.4 standard deviations, and its
+    variance by a factor of 2.
+    """
+    if not gap:
+        return None
+    if gap["batches"] == 0:
+        return "running statistics were never updated: inference uses mean 0 and variance 1"
+    if gap["mean_gap"] > FAR_MEAN or gap["var_ratio"] > FAR_VARIANCE:
+        return (
+            f"running statistics are far from the rows': means by up to {gap['mean_gap']:.2g} standard deviations, "
+            f"variances by a factor of up to {gap['var_ratio']:.3g}"
+        )
+    return None
+
+
+def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Communicator | None = None) -> Rows:
+    """Rows as host arrays, refused where they do not fit the network and the loss; one of several ranks may have none."""
     if not isinstance(rows, tuple | list) or len(rows) != 2:
         raise TypeError(f"{name}: expected a pair (x, targets), got {type(rows).__name__}")
     x, targets = _checked_inputs(name, rows[0], net), np.asarray(rows[1])
-    if not len(x):
+    if not len(x) and (ranks is None or ranks.size == 1):
         raise ValueError(f"{name}: expected at least 1 row, got none")
     _loss(loss)
     if targets.shape[:1] != x.shape[:1]:
@@ -480,9 +558,46 @@ def _step(
     opt_state: Tree,
     x: Array,
     targets: Array,
+    all_reduce: AllReduce | None = None,
 ) -> tuple[Tree, Tree, Tree, Array]:
     """`train_step` with what is static in front, for `jax.jit`."""
-    return train_step(net, optimizer, params, state, opt_state, x, targets, loss)
+    return train_step(net, optimizer, params, state, opt_state, x, targets, loss, all_reduce)
+
+
+def _loss_sum(loss: str, output: Array, targets: Array) -> tuple[Array, Array]:
+    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
+    rows = output.shape[0]
+    if rows == 0:
+        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
+    value, doutput = _loss(loss)(output, targets)
+    return value * rows, doutput * rows
+
+
+def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce) -> tuple[Tree, Array]:
+    """Gradients and loss of a whole batch from their sums on each rank: one reduction of one flat array.
+
+    Floating dtypes count rows exactly up to 2^24 of them in a batch.
+    """
+    leaves = trees.leaves(grads)
+    xp, like = array_namespace(value), leaves[0] if leaves else value
+    count = xp.asarray([rows], dtype=like.dtype, device=device(like))
+    flat = [xp.reshape(leaf, (-1,)) for leaf in [*leaves, xp.astype(value, like.dtype)]]
+    total = all_reduce(xp.concat([*flat, count]))
+    mean, means, start = total[:-1] / total[-1], [], 0
+    for leaf in leaves:
+        means.append(xp.reshape(mean[start : start + leaf.size], leaf.shape))
+        start += leaf.size
+    return trees.rebuild(grads, means), mean[-1]
+
+
+def _averaged(state: Tree, shares: Shares) -> Tree:
+    """Running statistics of groups of ranks as those of all: their mean, as if the groups were batches one by one."""
+    if shares.group.size == shares.ranks.size:
+        return state
+    own = {key: value for key, value in state.items() if "batches" in value}
+    arrays = {f"{key}.{name}": value[name] for key, value in own.items() for name in ("mean", "var")}
+    means = {name: shares.ranks.sum(array) / shares.ranks.size for name, array in arrays.items()}
+    return state | {key: {**value, **trees.unflatten(means)[key]} for key, value in own.items()}
 
 
 def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
@@ -492,12 +607,18 @@ def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
 
 
 def _begin(
-    net: Sequential, optimizer: Optimizer, start: Fitted | None, x: np.ndarray[Any, Any], seed: int, backend: Backend
+    net: Sequential,
+    optimizer: Optimizer,
+    start: Fitted | None,
+    x: np.ndarray[Any, Any],
+    seed: int,
+    backend: Backend,
+    ranks: Communicator,
 ) -> Fitted:
     if start is not None:
         return _copied(start)
     params, state = net.init(seed, backend=backend)
-    return Fitted(params, net.measure(state, x, backend=backend), optimizer.init(params))
+    return Fitted(params, net.measure(state, x, backend=backend, all_reduce=ranks.sum), optimizer.init(params))
 
 
 def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
@@ -505,20 +626,23 @@ def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
 
 
 def _measure(
-    net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str, backend: Backend
+    net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str, backend: Backend, ranks: Communicator
 ) -> dict[str, float | None]:
+    """Metrics over the rows of all ranks, from sums over the rows of each."""
     x, targets = data
     outputs = _outputs(net, fitted.params, fitted.state, x, backend)
-    xp = array_namespace(outputs)
-    value, _ = _loss(loss)(outputs, targets)
+    xp, rows = array_namespace(outputs), x.shape[0]
+    value = float(_loss_sum(loss, outputs, targets)[0])
     if loss == "mse":
-        t = xp.reshape(xp.astype(targets, outputs.dtype), outputs.shape)
-        spread = float(xp.mean(xp.var(t, axis=0)))
-        return {"loss": float(value), "r2": 1 - float(value) / spread if spread else None}
+        t = as_numpy(targets).astype(np.float64).reshape(outputs.shape)
+        total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
+        spread = float(np.mean(ranks.sum(((t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
+        return {"loss": float(value / total), "r2": float(1 - value / total / spread) if spread else None}
     guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
     truth = targets if loss == "cross_entropy" else targets > 0.5
     right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
-    return {"loss": float(value), "accuracy": right / max(1, targets.shape[0])}
+    total, value, right = ranks.sum(np.asarray([rows, value, right], np.float64)).tolist()
+    return {"loss": value / total, "accuracy": right / total}
 
 
 def _outputs(net: Sequential, params: Tree, state: Tree, x: Array, backend: Backend) -> Array:
@@ -538,12 +662,22 @@ def _compiled(net: Sequential, backend: Backend, training: bool) -> Callable[...
         output, new, _ = net.forward(params, state, x, training=training)
         return output, new
 
-    return backend.compiled(forward)
+    ranks = any(isinstance(layer, BatchNorm) and layer.all_reduce for layer in net.layers)
+    return forward if ranks else backend.compiled(forward)
 
 
 def _copied(fitted: Fitted) -> Fitted:
     """A copy that later steps, which write into what they are given, leave alone."""
     return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+
+
+def _warn_of_unused_statistics(state: Tree) -> None:
+    unused = [key for key, value in state.items() if "batches" in value and int(value["batches"]) == 0]
+    if unused:
+        words = (
+            f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"
+        )
+        warnings.warn(words, RuntimeWarning, stacklevel=3)
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:

@@ -157,6 +157,91 @@ def test_resume_needs_no_options_again(capsys):
     assert Path("run/metrics.jsonl").read_text() == before
 
 
+def test_a_run_with_a_constant_schedule_can_be_lengthened(capsys):
+    options = [*QUICK, "--schedule", "constant", "--warm-up", "1"]
+    assert run(capsys, "train", "--out", "whole", *options, "--epochs", "4")[0] == 0
+    assert run(capsys, "train", "--out", "longer", *options)[0] == 0
+    assert run(capsys, "train", "--out", "longer", "--resume", "--epochs", "4")[0] == 0
+    whole, longer = (bn.load(f"{name}/model.safetensors") for name in ("whole", "longer"))
+    for a, b in zip(trees.leaves(whole.params), trees.leaves(longer.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "epochs = 4\n" in Path("longer/config.toml").read_text()
+    status, _, err = run(capsys, "train", "--out", "longer", "--resume", "--epochs", "3")
+    assert (status, err) == (
+        2,
+        "bnengine: --resume: epochs was 4 in longer and is 3 now; a resumed run keeps its configuration\n",
+    )
+
+
+def test_a_schedule_that_ends_cannot_be_lengthened(digits_run, capsys):
+    status, _, err = run(capsys, "train", "--out", digits_run, "--resume", "--epochs", "9")
+    reason = "only a run with a constant schedule can be lengthened, this one's is cosine"
+    assert (status, err) == (2, f"bnengine: --resume: epochs was 2 in run and is 9 now; {reason}\n")
+
+
+def test_checkpoints_of_another_run_are_refused(digits_run, capsys):
+    """Another network, dtype or option, and one that is no checkpoint; each where it took the place of both."""
+    kept = {name: (digits_run / name).read_bytes() for name in ("checkpoint.safetensors", "previous.safetensors")}
+    for options, words in (
+        (["--hidden", "16"], "holds another network than the run's"),
+        (["--dtype", "float64"], "holds float64 parameters, the run's are float32"),
+        (["--seed", "1"], "belongs to a run with another seed"),
+    ):
+        assert run(capsys, "train", "--out", "other", "--overwrite", *QUICK, *options)[0] == 0
+        for name in kept:
+            (digits_run / name).write_bytes(Path("other/checkpoint.safetensors").read_bytes())
+        status, _, err = run(capsys, "train", "--out", digits_run, "--resume")
+        assert status == 2
+        assert err.startswith(
+            f"bnengine: run/checkpoint.safetensors: {words}; run/previous.safetensors: {words}; --over"
+        )
+    for name in kept:
+        (digits_run / name).write_bytes((digits_run / "model.safetensors").read_bytes())
+    assert "holds a network and no state of its training" in run(capsys, "train", "--out", digits_run, "--resume")[2]
+    (digits_run / "previous.safetensors").write_bytes(kept["previous.safetensors"])
+    status, out, _ = run(capsys, "train", "--out", digits_run, "--resume")
+    assert status == 0
+    assert out.startswith("run/checkpoint.safetensors: holds a network and no state of its training, so nothing can ")
+    assert "going on from run/previous.safetensors, epoch 1\n" in out
+
+
+def test_a_best_epoch_that_is_lost(capsys):
+    assert run(capsys, "train", "--out", "run", *QUICK)[0] == 0
+    Path("run/best.safetensors").write_bytes(b"?")
+    status, out, _ = run(capsys, "train", "--out", "run", "--resume")
+    assert status == 0
+    assert out.startswith("run/best.safetensors: not a whole safetensors file")
+    assert run(capsys, "train", "--out", "run", "--overwrite", *QUICK, "--early-stopping", "1")[0] == 0
+    Path("run/best.safetensors").unlink()
+    status, _, err = run(capsys, "train", "--out", "run", "--resume")
+    assert (status, err) == (
+        2,
+        "bnengine: run/best.safetensors: no such file; early stopping needs the best epoch; --overwrite starts anew\n",
+    )
+
+
+def test_a_second_process_on_a_run_is_refused(digits_run, capsys):
+    with run_directory.opened(str(digits_run), "digits", overwrite=False, resume=True):
+        for option in ("--resume", "--overwrite"):
+            status, _, err = run(capsys, "train", "--out", digits_run, option)
+            assert (status, err) == (2, f"bnengine: --out: run is in use by process {os.getpid()}\n")
+    assert set(os.listdir(digits_run)) == {*run_directory.FILES, ".lock"}
+
+
+def test_statistics_that_are_far_from_the_rows_are_reported(digits_run, capsys):
+    assert run(capsys, "evaluate", digits_run)[2] == ""
+    dataset = data.load("digits")
+    np.savez("far.npz", x=dataset.x_test * 3 + 40, y=dataset.y_test)
+    status, out, err = run(capsys, "evaluate", digits_run, "--data", "far.npz")
+    assert status == 0
+    assert "running" not in out
+    assert re.fullmatch(
+        r"bnengine: warning: running statistics are far from the rows': means by up to [\d.e+]+ standard deviations, "
+        r"variances by a factor of up to [\d.]+; see --precise-bn of bnengine train\n",
+        err,
+    )
+
+
 @pytest.mark.parametrize("offset", [1.7e9, 1e20])
 def test_features_that_float32_cannot_hold_are_refused(capsys, rng, offset):
     x = rng.standard_normal((60, 2)) + np.asarray([0, offset])
@@ -227,7 +312,8 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
 
 
 WRONG = [
-    (["train", "--epochs", "0"], "epochs: expected at least 1, got 0"),
+    (["train", "--epochs", "0"], "bnengine: --epochs: expected at least 1, got 0"),
+    (["train", "--learning-rate", "-1"], "bnengine: --learning-rate: expected a positive number, got -1.0"),
     (["train", "--data", ""], "data: expected a name or a path, got ''"),
     (["train", "--data", "\x1b[2J\n.csv"], "data: no file or directory \\x1b[2J .csv"),
     (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
@@ -237,7 +323,7 @@ WRONG = [
     (["train", "--resume", "--overwrite", "--out", "x"], "resume and overwrite exclude each other"),
     (["train", "--out", "existing"], "out: existing exists; --resume goes on with it, --overwrite starts anew"),
     (["train", "--backend", "numpy", "--device", "cuda:0"], "device: numpy has only 'cpu', got 'cuda:0'"),
-    (["train", "--validation", "0", "--early-stopping", "2"], "early_stopping: needs validation rows"),
+    (["train", "--validation", "0", "--early-stopping", "2"], "--early-stopping: needs validation rows"),
     (["train", "--hidden", "a,b"], "hidden: expected sizes such as 256,128, got 'a,b'"),
     (["evaluate", "nowhere"], "nowhere: expected the directory of a finished run"),
     (["evaluate", "nowhere", "--label", "y"], "label: says which column of --data holds the labels"),
@@ -276,7 +362,7 @@ def test_wrong_data_for_a_run(digits_run, capsys):
 def test_resume_refuses_another_configuration(digits_run, capsys):
     status, _, err = run(capsys, "train", "--out", digits_run, "--resume", *QUICK, "--learning-rate", "0.5")
     assert status == 2
-    assert err.startswith("bnengine: resume: learning_rate was 0.02 in run and is 0.5 now")
+    assert err.startswith("bnengine: --resume: learning_rate was 0.02 in run and is 0.5 now")
 
 
 def test_help_is_complete(capsys):

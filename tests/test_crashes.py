@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from pathlib import Path
 
 import crashes
 import pytest
 
+import bnengine as bn
 from bnengine import run_directory
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="kills need POSIX signals and limits")
@@ -34,6 +36,26 @@ def test_killed_inside_writes_and_between_them(whole, monkeypatch):
         assert status in crashes.KILLED, (limit, errors)
     assert crashes.finished("cut", options=SHORT) == (0, "")
     assert crashes.differences("cut", "whole") == []
+
+
+def test_signals_leave_a_checkpoint_of_the_step(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+    options = [*SHORT[:-4], "--epochs", "40", "--early-stopping", "40"]
+    assert crashes.finished("long", options=options)[0] == 0
+    steps = []
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = crashes.start("stopped", options=options)
+        assert any(re.match(r" +\d+  ", line) for line in process.stdout)  # reads up to the first epoch's line
+        process.send_signal(number)
+        errors = process.communicate()[1]
+        assert process.returncode == status
+        words = r"bnengine: interrupted after step (\d+); --resume --out stopped goes on from there\n"
+        steps.append(int(re.fullmatch(words, errors)[1]))
+        loaded = bn.load(Path("stopped", run_directory.LAST))
+        assert loaded.opt_state["step"] == steps[-1] == 7 * loaded.metadata["epoch"] + loaded.metadata["position"]
+    assert 0 < steps[0] < steps[1] < 280
+    assert crashes.finished("stopped", options=options) == (0, "")
+    assert crashes.differences("stopped", "long") == []
 
 
 def test_a_full_disk(whole, monkeypatch):

@@ -230,7 +230,7 @@ def test_other_sources_are_refused():
     with pytest.raises(DataError, match="no file or directory mnist; the data sets by name are digits, breast-cancer"):
         data.load("mnist")
     Path("data.parquet").write_text("")
-    with pytest.raises(DataError, match=r"expected .npz, .csv or a directory of IDX files, got data.parquet"):
+    with pytest.raises(DataError, match=r"expected .npz, .csv or a directory of .npy or IDX files, got data.parquet"):
         data.load("data.parquet")
     with pytest.raises(DataError, match="label: only a CSV file has a label column to choose, and data is digits"):
         data.load("digits", label="y")

@@ -8,7 +8,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends, data, trees
+from bnengine import backends, data, training, trees
 
 BACKENDS = ["numpy", "torch", "jax", "array-api-strict", "dask"]
 SMALL = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
@@ -260,6 +260,33 @@ def test_precise_statistics_are_the_data_s(rng):
     assert gap["var_ratio"] == pytest.approx(np.max(x.var(0)), rel=0.02)
     assert gap["batches"] == 0
     assert bn.statistics_gap({}, {}) == {}
+
+
+def test_statistics_that_were_never_updated_are_reported(digits):
+    net = bn.mlp([64, 8, 8, 10])
+    params, state = net.init(0, backend="numpy")
+    words = "running statistics of layer 1, 3 were never updated: inference uses mean 0 and variance 1"
+    with pytest.warns(RuntimeWarning, match=words):
+        bn.evaluate(net, params, state, (digits.x_test, digits.y_test))
+    with pytest.warns(RuntimeWarning, match=words):
+        bn.predict(net, params, state, digits.x_test)
+    gap = bn.statistics_gap(state, bn.precise_statistics(net, params, state, digits.x_train))
+    assert "never updated" in training.far_apart(gap)
+
+
+def test_only_statistics_that_are_far_off_are_reported(digits):
+    net, rows = bn.mlp([64, 32, 10], standardize=True), (digits.x_train[:300], digits.y_train[:300])
+    fitted = bn.fit(net, bn.optimizers.adam(0.01), rows, epochs=5)
+
+    def reported(x):
+        return training.far_apart(
+            bn.statistics_gap(fitted.state, bn.precise_statistics(net, fitted.params, fitted.state, x))
+        )
+
+    assert reported(rows[0]) is None
+    assert reported(digits.x_test[:100]) is None
+    assert "running statistics are far from the rows'" in reported(digits.x_test[:100] + 20)
+    assert training.far_apart({}) is None
 
 
 def test_precise_bn_at_the_end_of_fit(digits):
