@@ -254,15 +254,15 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--experiment", "depth,width"], "experiment: expected some of section_4_1, learning_rate, "),
-        (["--seeds", "2"], "seeds: expected at least 3, got 2; --quick takes less"),
-        (["--steps", "100"], "steps: expected at least 2000, got 100; --quick takes less"),
-        (["--quick", "--steps", "0"], "steps: expected at least 1, got 0"),
-        (["--target", "1.5"], "target: expected a test accuracy between 0 and 1, got 1.5"),
-        (["--jobs", "0"], "jobs: expected at least 1, got 0"),
-        (["--resume"], "resume: name the study with out"),
+        (["--experiment", "depth,width"], "--experiment: expected some of section_4_1, learning_rate, "),
+        (["--seeds", "2"], "--seeds: expected at least 3, got 2; --quick takes less"),
+        (["--steps", "100"], "--steps: expected at least 2000, got 100; --quick takes less"),
+        (["--quick", "--steps", "0"], "--steps: expected at least 1, got 0"),
+        (["--target", "1.5"], "--target: expected a test accuracy between 0 and 1, got 1.5"),
+        (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
+        (["--resume"], "--resume: name the study with out"),
         (["--resume", "--overwrite", "--out", "x"], "resume and overwrite exclude each other"),
-        (["--data", "nothing.csv"], "data: no file or directory nothing.csv"),
+        (["--data", "nothing.csv"], "--data: no file or directory nothing.csv"),
     ],
 )
 def test_requests_that_cannot_be_met(capsys, arguments, reason):
@@ -276,7 +276,7 @@ def test_requests_that_cannot_be_met(capsys, arguments, reason):
 def test_values_are_no_classes(capsys):
     Path("values.csv").write_text("a,b\n" + "".join(f"{i},{i / 7}\n" for i in range(60)))
     status, _, err = run(capsys, "--data", "values.csv")
-    assert (status, err) == (2, "bnengine: data: the study needs classes to learn, and values.csv has values\n")
+    assert (status, err) == (2, "bnengine: --data: the study needs classes to learn, and values.csv has values\n")
 
 
 def test_a_directory_that_is_no_study_or_another_s_is_refused(capsys, directory):
@@ -284,7 +284,7 @@ def test_a_directory_that_is_no_study_or_another_s_is_refused(capsys, directory)
     Path("mine/letter.txt").write_text("dear")
     status, _, err = run(capsys, *TINY, "--out", "mine", "--overwrite")
     assert (status, os.listdir("mine")) == (2, ["letter.txt"])
-    assert err.startswith("bnengine: out: mine holds letter.txt and no rows.jsonl")
+    assert err.startswith("bnengine: --out: mine holds letter.txt and no rows.jsonl")
     status, _, err = run(capsys, *TINY, "--out", directory)
     assert status == 2
     assert "--resume goes on with it, --overwrite starts anew in it" in err

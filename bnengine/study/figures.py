@@ -12,6 +12,8 @@ from .svg import Cell, Series, heat_map, line_chart
 
 NAMES = {"batch": "with BN", "none": "without"}
 KINDS = {"batch": "with", "none": "without"}
+OVER_STEPS = ("section_4_1", "bias")
+"""Experiments whose figures are curves over the steps."""
 
 
 def of_panel(panel: str, points: Sequence[Point], curves: Sequence[Curve]) -> Iterator[str]:

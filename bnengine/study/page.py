@@ -103,17 +103,20 @@ def _section(
         tables.append(_steps_table(curves))
     return (
         f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
-        f'<p class="question">{escape(experiment.question)} {_setting(groups, steps)}</p>'
+        f'<p class="question">{escape(experiment.question)} {_setting(name, groups, steps)}</p>'
         f'<div class="charts">{"".join(charts)}</div>{_list(said)}'
         f'<details><summary>The numbers</summary><div class="scroll">{"".join(tables)}</div></details></section>'
     )
 
 
-def _setting(groups: dict[str, list[Point]], steps: int) -> str:
-    heat = not is_line(next(iter(groups.values())))
-    reading = f"Numbers in cells are per cent; a frame means usable, {svg.CROSS} that a seed diverged." if heat else ""
-    filled = "" if heat else "Filled points are usable; bands reach from the lowest to the highest seed."
-    return escape(f"{steps} steps. {reading}{filled}")
+def _setting(name: str, groups: dict[str, list[Point]], steps: int) -> str:
+    """How long the runs are, and how to read the pictures."""
+    reading = []
+    if name not in figures.OVER_STEPS and any(is_line(group) for group in groups.values()):
+        reading.append("Filled points are usable, bands reach from the lowest to the highest seed.")
+    if not all(is_line(group) for group in groups.values()):
+        reading.append(f"Numbers in cells are per cent, a frame means usable, {svg.CROSS} that a seed diverged.")
+    return escape(" ".join([f"{steps} steps.", *reading]))
 
 
 def _points_table(panel: str, group: Sequence[Point]) -> str:
@@ -151,13 +154,9 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> 
 
 def _repeat(meta: Record) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
-    made = "; ".join(
-        f"{session['runs']} runs in {session['seconds'] / 60:.1f} minutes by {session['jobs']} processes"
-        for session in meta["sessions"]
-    )
     facts = {
         "Seeds": ", ".join(map(str, meta["seeds"])),
-        "Made": f"{meta['date']}; {made}",
+        "Made": f"{meta['date']}, in {meta['run_seconds'] / 60:.0f} minutes of all processes together",
         "Versions": versions,
         "Commit": meta["commit"] or "unknown",
         "Machine": f"{meta['processor']}, {meta['cores']} processors, {meta['system']}, {meta['blas']}",

@@ -72,6 +72,10 @@ def _lines(axes: Any, panel: str, group: Sequence[Point]) -> None:
     axes.axhline(max(point.mean for point in group) - MARGIN, color=GREY, linestyle=":", linewidth=1, label="usable")
     axes.set(title=panel, xscale="log", ylim=(0, 1), ylabel="test accuracy")
     axes.set_xlabel(WORDS[EXPERIMENTS[group[0].experiment].varies])
+    if len(x) <= 5:  # less than two decades: powers of ten alone would say too little
+        axes.set_xticks(x)
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     _finished(axes)
 
 

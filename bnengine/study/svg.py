@@ -178,7 +178,7 @@ def heat_map(
     for j, name in enumerate(columns):
         parts.append(_text(left + step * (j + 0.5), TOP + CELL * len(rows) + 15, name, "middle"))
     parts.append(_text(left + step * len(columns) / 2, height - 6, x_label, "middle"))
-    parts.append(_text(left - 5, 9, y_label, "end"))
+    parts.append(_text(0, 9, y_label, "start"))
     return _picture(height, label, parts)
 
 
