@@ -55,3 +55,10 @@ def crashes(session: nox.Session) -> None:
     """100 kills of `bnengine train --resume`, 20 of them inside a write, and a full disk."""
     session.install("-e", ".[test]")
     session.run("python", "tests/crashes.py", *session.posargs)
+
+
+@nox.session
+def mutate(session: nox.Session) -> None:
+    """Faults drawn by seed and put into the code one at a time: what share does the suite see? (an hour)"""
+    session.install("-e", ".[test]", *group("libraries"))
+    session.run("python", "tests/mutate.py", *session.posargs)

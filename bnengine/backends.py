@@ -13,6 +13,7 @@ from array_api_compat import is_cupy_array, is_dask_array, is_torch_array
 
 from . import kernels
 from ._typing import Array, Namespace
+from .arguments import instance, one_of, shown
 
 NAMES = ("numpy", "cupy", "torch", "jax", "dask", "array-api-strict")
 """Array libraries by the names that the command line takes."""
@@ -45,7 +46,10 @@ class Backend:
 
     def asarray(self, host: Any, /) -> Array:
         """A host array on this backend: floating values in its dtype, integers as they are."""
-        host = np.asarray(host)
+        try:
+            host = np.asarray(host)
+        except ValueError as error:
+            raise ValueError(f"host: expected an array, got {shown(host)}: {error}") from error
         if not host.flags.writeable:
             host = host.copy()  # PyTorch shares memory, and warns where it must not write
         if host.dtype.kind == "f":
@@ -93,12 +97,12 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     >>> bn.backend("numpy", dtype="float64").asarray([1, 0.5])
     array([1. , 0.5])
     """
+    one_of("backend name", name, ("auto", *NAMES))
+    one_of("dtype", dtype, ("float32", "float64"))
+    if device is not None:
+        instance("device", device, str, "its name in the library's words")
     if name == "auto":
         name = "cupy" if unusable("cupy") is None else "numpy"
-    if name not in NAMES:
-        raise ValueError(f"backend: expected auto, {', '.join(NAMES)}, got {name!r}")
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype: expected float32 or float64, got {dtype!r}")
     reason = unusable(name)
     if reason is not None:
         raise ImportError(f"backend: {name} cannot be used here: {reason}")
@@ -112,7 +116,7 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
 
 def as_backend(given: Backend | str | None) -> Backend:
     """A backend, one by name in float32, or NumPy's."""
-    return given if isinstance(given, Backend) else backend(given or "numpy")
+    return given if isinstance(given, Backend) else backend("numpy" if given is None else given)
 
 
 class Row(NamedTuple):

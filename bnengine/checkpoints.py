@@ -13,6 +13,7 @@ import numpy as np
 
 from . import files, trees
 from ._typing import Tree
+from .arguments import instance, shown
 from .backends import Backend, as_backend, as_numpy
 from .layers import PARAMETERS, Sequential, from_spec, to_spec
 
@@ -70,6 +71,7 @@ def save(
     >>> loaded.net == net, loaded.metadata, bool((loaded.params["1"]["gamma"] == 1).all())
     (True, {'classes': ['a', 'b', 'c']}, True)
     """
+    _path(path)
     files.write(path, packed(net, params, state, opt_state=opt_state, metadata=metadata))
 
 
@@ -77,13 +79,21 @@ def packed(
     net: Sequential, params: Tree, state: Tree, *, opt_state: Tree | None = None, metadata: dict[str, Any] | None = None
 ) -> bytes:
     """What `save` writes."""
+    instance("net", net, Sequential, "a Sequential")
+    for argument, tree in (("params", params), ("state", state), ("opt_state", opt_state), ("metadata", metadata)):
+        instance(argument, {} if tree is None and argument in ("opt_state", "metadata") else tree, dict, "a dict")
     arrays = {**trees.flatten(params), **trees.flatten(state)}
     if arrays.keys() != net.shapes().keys():
         raise ValueError(f"params, state: expected the arrays {', '.join(net.shapes())}, got {', '.join(arrays)}")
+    trees.check("params", params, net.shapes_of_params())
+    trees.check("state", state, net.shapes_of_state())
     arrays |= {f"optimizer.{name}": leaf for name, leaf in trees.flatten(opt_state or {}).items()}
+    for leaf in arrays.values():
+        if isinstance(trees.shape_of(leaf), str):
+            raise TypeError(f"opt_state: expected arrays and counts, got {trees.shape_of(leaf)}")
     # safetensors writes strided and Fortran-ordered arrays wrongly without a word.
     contiguous = {name: np.ascontiguousarray(as_numpy(leaf)).reshape(np.shape(leaf)) for name, leaf in arrays.items()}
-    header = {"network": json.dumps(to_spec(net)), "metadata": json.dumps(metadata or {})}
+    header = {"network": json.dumps(to_spec(net)), "metadata": _json("metadata", metadata or {})}
     header |= {"format": f"{FORMAT} {VERSION}", "sha256": _digest(header, contiguous)}
     content: bytes = _safetensors().save(contiguous, header)
     return content
@@ -110,7 +120,7 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
         fit its layers.
     """
     backend = as_backend(backend)
-    header, arrays = _read(Path(path))
+    header, arrays = _read(_path(path))
     try:
         net, metadata = from_spec(json.loads(header["network"])), json.loads(header["metadata"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -125,6 +135,19 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     opt_state = {name.removeprefix("optimizer."): _leaf(array, backend) for name, array in optimizer.items()}
     dtype = next((str(own[name].dtype) for name in params), "float32")
     return Loaded(net, trees.unflatten(params), trees.unflatten(state), trees.unflatten(opt_state), metadata, dtype)
+
+
+def _path(path: Any) -> Path:
+    if not isinstance(path, str | os.PathLike) or "\0" in os.fspath(path):
+        raise TypeError(f"path: expected a path, got {shown(path)}")
+    return Path(path)
+
+
+def _json(name: str, value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TypeError(f"{name}: expected what JSON can hold: {error}") from error
 
 
 def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray[Any, Any]]]:

@@ -14,6 +14,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from .arguments import instance, integer, number, one_of, shown
 from .readers import DataError, HostArray, read_csv, read_idx, read_npy, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
@@ -93,8 +94,11 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     ((1437, 64), (360, 64), 'classification', 10)
     """
     if type(source) is not str or not source:
-        raise DataError(f"data: expected a name or a path, got {source!r}")
-    if label is not None and not source.endswith(".csv"):
+        raise DataError(f"data: expected a name or a path, got {shown(source)}")
+    one_of("task", task, ("auto", "classification", "regression"))
+    _part("test", test)
+    integer("seed", seed, 0)
+    if label is not None and (type(label) is not str or not source.endswith(".csv")):
         raise DataError(f"label: only a CSV file has a label column to choose, and data is {source}")
     if source in ("digits", "breast-cancer"):
         return _from_scikit_learn(source, test, seed)
@@ -120,6 +124,12 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
 
 def hold_out(x: HostArray, y: HostArray, part: float, *, seed: int, stratify: bool) -> tuple[HostArray, ...]:
     """(x, held x, y, held y): a part of the rows held out, stratified by class where asked and possible."""
+    _part("part", part)
+    integer("seed", seed, 0)
+    instance("stratify", stratify, bool, "True or False")
+    x, y = (checked_array(name, v) for name, v in (("x", x), ("y", y)))
+    if not x.ndim or y.shape != x.shape[:1] or not len(y):
+        raise ValueError(f"x, y: expected rows and a label for each, got shapes {x.shape} and {y.shape}")
     try:
         from sklearn.model_selection import train_test_split
     except ImportError as error:
@@ -145,13 +155,29 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     >>> [len(batch) for batch in batches(9, 4, np.random.default_rng(0))]
     [4, 5]
     """
+    instance("rng", rng, np.random.Generator, "a NumPy random Generator")
+    integer("rows", rows, 0, below=2**31)
     if type(size) is not int or rows < 2 or size < 2:
-        raise ValueError(f"batch_size: expected at least 2 rows in batches of at least 2, got {rows} rows, size {size}")
+        raise ValueError(
+            f"batch_size: expected at least 2 rows in batches of at least 2, got {rows} rows, size {shown(size)}"
+        )
     order = rng.permutation(rows)
     starts = list(range(0, rows, size))
     if rows - starts[-1] == 1:
         starts.pop()
     return np.split(order, starts[1:])
+
+
+def checked_array(name: str, value: HostArray) -> HostArray:
+    """Refuse what is no array of numbers or text."""
+    instance(name, value, np.ndarray, "a NumPy array")
+    if value.dtype.kind not in "biufUO":
+        raise TypeError(f"{name}: expected numbers or text, got {shown(value)}")
+    return value
+
+
+def _part(name: str, value: float) -> None:
+    number(name, value, math.ulp(0.0), math.nextafter(1, 0), words="a part between 0 and 1")
 
 
 # ---- checks of what was read

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from . import functional as F
+from . import trees
 from ._typing import AllReduce, Array, Tree
+from .arguments import instance, integer, number, one_of, shown
 from .backends import Backend, as_backend
 from .functional import checks
 
@@ -49,9 +51,8 @@ class Linear:
     def __post_init__(self) -> None:
         _size("inputs", self.inputs)
         _size("outputs", self.outputs)
-        _one_of("initialization", self.initialization, INITIALIZATIONS)
-        if not 0 <= self.scale < math.inf:
-            raise ValueError(f"scale: expected a number of at least 0, got {self.scale!r}")
+        one_of("initialization", self.initialization, INITIALIZATIONS)
+        number("scale", self.scale, 0)
 
     def init(self, rng: np.random.Generator, backend: Backend) -> tuple[Tree, Tree]:
         spread = {"he": 2 / self.inputs, "glorot": 2 / (self.inputs + self.outputs), "normal": 1.0}
@@ -90,8 +91,8 @@ class BatchNorm:
         _size("features", self.features)
         checks.fused_relu(self.activation)
         checks.epsilon(self.eps)
-        if self.momentum is not None and not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum: expected None or a number in [0, 1], got {self.momentum!r}")
+        if self.momentum is not None:
+            number("momentum", self.momentum, 0, 1, words="None or a number in [0, 1]")
 
     def init(self, rng: np.random.Generator, backend: Backend) -> tuple[Tree, Tree]:  # noqa: ARG002
         gamma = backend.asarray(np.ones(self.features))
@@ -123,7 +124,7 @@ class Activation:
     name: str
 
     def __post_init__(self) -> None:
-        _one_of("activation", self.name, ACTIVATIONS)
+        one_of("name", self.name, ACTIVATIONS)
 
     def init(self, rng: np.random.Generator, backend: Backend) -> tuple[Tree, Tree]:  # noqa: ARG002
         return {}, {}
@@ -199,6 +200,9 @@ class Sequential:
     layers: tuple[Layer, ...]
 
     def __post_init__(self) -> None:
+        instance("layers", self.layers, (list, tuple), "a tuple of layers")
+        for layer in self.layers:
+            instance("layers", layer, tuple(LAYERS.values()), ", ".join(LAYERS))
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers:
             raise ValueError("layers: expected at least one")
@@ -219,6 +223,7 @@ class Sequential:
 
     def init(self, seed: int, *, backend: Backend | str) -> tuple[Tree, Tree]:
         """Parameters and state. The same seed gives the same numbers on every backend, rounded to its dtype."""
+        integer("seed", seed, 0)
         rng, place = np.random.default_rng(seed), as_backend(backend)
         pairs = {str(i): layer.init(rng, place) for i, layer in enumerate(self.layers)}
         params = {key: layer_params for key, (layer_params, _) in pairs.items() if layer_params}
@@ -229,7 +234,13 @@ class Sequential:
     ) -> Tree:
         """The state with the statistics of these training rows in the Standardize layer at the front, if there is one."""
         first = self.layers[0]
-        return {**state, "0": first.measure(x, backend, all_reduce)} if isinstance(first, Standardize) else state
+        if not isinstance(first, Standardize):
+            return state
+        trees.check("state", state, self.shapes_of_state())
+        checks.floating("x", x)
+        if x.ndim != 2 or x.shape[1] != first.features or (all_reduce is None and not len(x)):
+            raise ValueError(f"x: expected shape (N, {first.features}), got {checks.shape(x)}")
+        return {**state, "0": first.measure(x, as_backend(backend), all_reduce)}
 
     def with_norms(self, **changes: Any) -> Sequential:
         """The network with these fields of every BatchNorm changed, such as `all_reduce=communicator.sum`."""
@@ -242,6 +253,15 @@ class Sequential:
 
     def forward(self, params: Tree, state: Tree, x: Array, *, training: bool) -> tuple[Array, Tree, list[Any]]:
         """(output, new state, residuals for `backward`). Inference leaves the state as it is."""
+        try:
+            return self._forward(params, state, x, training)
+        except MISFIT:  # looked into only now, so that a step pays nothing for it
+            instance("training", training, bool, "True or False")
+            trees.check("params", params, self.shapes_of_params())
+            trees.check("state", state, self.shapes_of_state())
+            raise
+
+    def _forward(self, params: Tree, state: Tree, x: Array, training: bool) -> tuple[Array, Tree, list[Any]]:
         new, residuals = {}, []
         for i, layer in enumerate(self.layers):
             key = str(i)
@@ -253,6 +273,13 @@ class Sequential:
 
     def backward(self, params: Tree, residuals: list[Any], dy: Array) -> Tree:
         """Gradients of the loss, in the tree of params, from the gradient by the output."""
+        try:
+            return self._backward(params, residuals, dy)
+        except MISFIT as error:
+            trees.check("params", params, self.shapes_of_params())
+            raise ValueError(f"residuals, dy: expected those of this network's forward pass: {error}") from error
+
+    def _backward(self, params: Tree, residuals: list[Any], dy: Array) -> Tree:
         grads: Tree = {}
         gradient: Array | None = dy
         first = min((int(key) for key in params), default=0)  # nothing before it has parameters: no dx
@@ -297,6 +324,14 @@ class Sequential:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of each parameter and each part of the state by name: {"1.gamma": (8,), "1.batches": ()}."""
         return {f"{i}.{name}": shape for i, layer in enumerate(self.layers) for name, shape in _shapes(layer).items()}
+
+    def shapes_of_params(self) -> dict[str, tuple[int, ...]]:
+        """Those of `shapes` that are learned."""
+        return {name: shape for name, shape in self.shapes().items() if name.rpartition(".")[2] in PARAMETERS}
+
+    def shapes_of_state(self) -> dict[str, tuple[int, ...]]:
+        """The others."""
+        return {name: shape for name, shape in self.shapes().items() if name.rpartition(".")[2] not in PARAMETERS}
 
 
 def mlp(
@@ -350,11 +385,12 @@ def mlp(
     2  Linear                    10         330
        total                              2,442
     """
-    _one_of("norm", norm, ("batch", None))
-    _one_of("norm_position", norm_position, ("pre", "post"))
-    _one_of("activation", activation, ACTIVATIONS)
+    one_of("norm", norm, ("batch", None))
+    instance("standardize", standardize, bool, "True or False")
+    one_of("norm_position", norm_position, ("pre", "post"))
+    one_of("activation", activation, ACTIVATIONS)
     if not isinstance(sizes, list | tuple) or len(sizes) < 2:
-        raise ValueError(f"sizes: expected at least inputs and outputs, as in [64, 10], got {sizes!r}")
+        raise ValueError(f"sizes: expected at least inputs and outputs, as in [64, 10], got {shown(sizes)}")
     name = initialization or ("he" if activation in ("relu", "leaky_relu") else "glorot")
     layers: list[Layer] = [Standardize(sizes[0])] if standardize else []
     pre, post = (norm == "batch" and norm_position == position for position in ("pre", "post"))
@@ -368,6 +404,10 @@ def mlp(
         if post:
             layers.append(BatchNorm(outputs, eps=eps, momentum=momentum))
     return Sequential((*layers, Linear(sizes[-2], sizes[-1], initialization=name, scale=scale)))
+
+
+MISFIT = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""What arguments that do not fit each other end in."""
 
 
 def to_spec(net: Sequential) -> list[dict[str, Any]]:
@@ -419,10 +459,5 @@ def _words(layer: Layer) -> str:
 
 
 def _size(name: str, value: int) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name}: expected a positive int, got {value!r}")
-
-
-def _one_of(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name}: expected {', '.join(map(repr, choices[:-1]))} or {choices[-1]!r}, got {value!r}")
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise ValueError(f"{name}: expected a positive int, got {shown(value)}")

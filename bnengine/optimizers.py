@@ -9,7 +9,6 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +16,11 @@ from array_api_compat import array_namespace, is_array_api_obj
 
 from . import trees
 from ._typing import Array, Tree
+from .arguments import instance, number, shown
 from .kernels import select
+
+SMALLEST = math.ulp(0.0)
+"""The smallest positive number."""
 
 Schedule: TypeAlias = Callable[[Any], Any]
 """From the number of updates done so far (0 at first; an array under `jax.jit`) to a learning rate."""
@@ -44,32 +47,38 @@ class Optimizer:
     """Largest norm of all gradients together; None: no clipping."""
 
     def __post_init__(self) -> None:
-        if not callable(self.learning_rate):
-            _rate(self.learning_rate)
-        if isinstance(self.decayed, str):
-            raise TypeError(f"decayed: expected None or a tuple of names such as ('weight',), got {self.decayed!r}")
-        _at_least("weight_decay", self.weight_decay, 0)
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip: expected None or a positive number, got {self.clip!r}")
+        _rate("learning_rate", self.learning_rate)
+        if self.decayed is not None:
+            instance("decayed", self.decayed, tuple, "None or a tuple of names such as ('weight',)")
+        number("weight_decay", self.weight_decay, 0)
+        if self.clip is not None:
+            number("clip", self.clip, SMALLEST, words="None or a positive number")
         for name, value in self.options:
             if name == "eps":
-                _at_least(name, value, 0)
-            elif name in ("momentum", "decay", "beta1", "beta2") and not 0 <= value < 1:
-                raise ValueError(f"{name}: expected a number in [0, 1), got {value!r}")
+                number(name, value, 0)
+            elif name in ("momentum", "decay", "beta1", "beta2"):
+                number(name, value, 0, math.nextafter(1, 0), words="a number in [0, 1)")
 
     def init(self, params: Tree) -> Tree:
         """The state before the first update: the number of updates, and zeros for each slot."""
+        for leaf in trees.leaves(params, name="params"):
+            if not is_array_api_obj(leaf):
+                raise TypeError(f"params: expected a nested dict of arrays, got {shown(leaf)} in it")
         return {"step": 0, **{slot: trees.map_leaves(_zeros_like, params) for slot in self.slots}}
 
     def update(self, params: Tree, grads: Tree, state: Tree) -> tuple[Tree, Tree]:
         """One step down the gradient. Donates params and state."""
-        leaves = trees.leaves(params)
+        leaves = trees.leaves(params, name="params")
+        instance("state", state, dict, "what init or update gave")
+        if state.keys() != {"step", *self.slots}:
+            raise ValueError(f"state: expected {', '.join(('step', *self.slots))}, got {', '.join(map(str, state))}")
         if not leaves:
             return params, {**state, "step": state["step"] + 1}
-        gradients = trees.leaves(grads, params)
+        gradients = trees.leaves(grads, params, name="grads")
         if self.clip is not None:
             gradients = clip_by_norm(gradients, self.clip)
-        slots = [trees.leaves(state[slot], params) for slot in self.slots]
+        slots = [trees.leaves(state[slot], params, name="state") for slot in self.slots]
+        _same_shapes(leaves, gradients, slots)
         rule = getattr(select(leaves[0]), self.rule)
         new, *slots = rule(
             leaves, gradients, *slots, self._decays(params, len(leaves)), **self._scalars(state["step"], leaves[0])
@@ -229,7 +238,10 @@ def step_decay(rate: float, *, at: Sequence[int], factor: float = 0.1) -> Schedu
     >>> schedule(99), schedule(100), schedule(250)
     (1.0, 0.5, 0.25)
     """
-    _rate(rate)
+    _rate("rate", rate)
+    if type(at) not in (list, tuple) or not all(type(update) is int for update in at):
+        raise TypeError(f"at: expected numbers of updates such as [100, 200], got {shown(at)}")
+    number("factor", factor, 0)
     return functools.partial(_step_decay, rate, tuple(at), factor)
 
 
@@ -243,8 +255,9 @@ def cosine(rate: float, *, steps: int, final: float = 0.0) -> Schedule:
     >>> schedule(0), round(schedule(50), 6), schedule(200)
     (1.0, 0.5, 0.0)
     """
-    _rate(rate)
-    _at_least("steps", steps, 1)
+    _rate("rate", rate)
+    number("steps", steps, 1)
+    number("final", final, 0)
     return functools.partial(_cosine, rate, steps, final)
 
 
@@ -258,9 +271,8 @@ def warm_up(schedule: float | Schedule, *, steps: int) -> Schedule:
     >>> [schedule(step) for step in range(5)]
     [0.25, 0.5, 0.75, 1.0, 1.0]
     """
-    if not callable(schedule):
-        _rate(schedule)
-    _at_least("steps", steps, 1)
+    _rate("schedule", schedule)
+    number("steps", steps, 1)
     return functools.partial(_warm_up, schedule, steps)
 
 
@@ -291,6 +303,9 @@ def clip_by_norm(grads: list[Array], largest: float) -> list[Array]:
 
     Nothing waits for the device.
     """
+    number("largest", largest, SMALLEST, words="a positive number")
+    if type(grads) not in (list, tuple) or not grads or any(isinstance(trees.shape_of(g), str) for g in grads):
+        raise TypeError(f"grads: expected a list of arrays, got {shown(grads)}")
     xp = array_namespace(grads[0])
     total = sum(xp.sum(g * g) for g in grads)
     factor = largest / (xp.sqrt(total) + 1e-6)
@@ -325,12 +340,16 @@ def _plain(rate: Any, step: Any) -> Any:
     return rate if is_array_api_obj(step) else float(rate)
 
 
-def _rate(value: Any) -> None:
-    _at_least("learning_rate", value, 0)
-    if value == math.inf:
-        raise ValueError("learning_rate: expected a finite number, got inf")
+def _rate(name: str, value: Any) -> None:
+    if isinstance(value, type) or not callable(value):
+        number(name, value, 0, words="a finite number of at least 0")
 
 
-def _at_least(name: str, value: Any, least: float) -> None:
-    if not isinstance(value, Real) or not float(value) >= least:
-        raise ValueError(f"{name}: expected a number of at least {least}, got {value!r}")
+def _same_shapes(params: list[Array], grads: list[Array], slots: list[list[Array]]) -> None:
+    """Refuse gradients and slots of other shapes: kernels read and write as far as the parameters reach."""
+    shapes = [p.shape for p in params]
+    for name, leaves in (("grads", grads), *(("state", slot) for slot in slots)):
+        found = [getattr(leaf, "shape", None) for leaf in leaves]
+        if found != shapes:
+            at = next(i for i, shape in enumerate(shapes) if shape != found[i])
+            raise ValueError(f"{name}: expected shape {tuple(shapes[at])} like the parameter, got {shown(leaves[at])}")

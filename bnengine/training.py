@@ -15,6 +15,7 @@ from array_api_compat import array_namespace, device, is_dask_array
 
 from . import data, finite, trees
 from ._typing import AllReduce, Array, Tree
+from .arguments import function, instance, integer, number, one_of, shown
 from .backends import Backend, as_backend, as_numpy
 from .functional import LOSSES
 from .layers import BatchNorm, Sequential
@@ -126,9 +127,11 @@ def train_step(
     >>> bool(loss < 0.1)
     True
     """
+    instance("net", net, Sequential, "a Sequential")
+    instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
     output, state, residuals = net.forward(params, state, x, training=True)
     if all_reduce is None:
-        value, doutput = _loss(loss)(output, targets)
+        value, doutput = _fitting(_loss(loss), output, targets)
         grads = net.backward(params, residuals, doutput)
     else:
         value, doutput = _loss_sum(loss, output, targets)
@@ -234,20 +237,24 @@ def fit(
     True
     """
     backend, ranks = as_backend(backend), communicator or Alone()
+    instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
+    for name, given in (("callback", callback), ("progress", progress), ("interrupted", interrupted)):
+        function(name, given)
     x, targets = checked_rows("train", train, net, loss, ranks)
     held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss, ranks), backend)
     shares = Shares.of(ranks, len(x), sync_ranks)
     if shares.total < 2:
         raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
     for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
-        if type(value) is not int or value < least:
-            raise ValueError(f"{name}: expected an int of at least {least}, got {value!r}")
-    if early_stopping is not None and early_stopping < 1:
-        raise ValueError(f"early_stopping: expected at least 1 epoch, got {early_stopping!r}")
+        integer(name, value, least)
+    if early_stopping is not None:
+        integer("early_stopping", early_stopping, 1)
     if early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
-    if on_nonfinite not in ("stop", "skip"):
-        raise ValueError(f"on_nonfinite: expected stop or skip, got {on_nonfinite!r}")
+    one_of("on_nonfinite", on_nonfinite, ("stop", "skip"))
+    instance("precise_bn", precise_bn, bool, "True or False")
+    if start is not None:
+        instance("start", start, Fitted, "None or what fit gave")
     if on_nonfinite == "skip" and shares.group.size < ranks.size:
         raise ValueError("on_nonfinite: ranks with their own statistics (sync_ranks) cannot skip the same steps")
     now = _begin(net, optimizer, start, x, seed, backend, ranks)
@@ -457,10 +464,12 @@ def precise_statistics(
         The state for inference; `state` is left as it is.
     """
     backend, ranks = as_backend(backend), communicator or Alone()
+    x = _checked_inputs("x", x, net)
+    trees.check("state", state, net.shapes_of_state())
     averaging = net.with_norms(momentum=None, all_reduce=None if ranks.size == 1 else ranks.sum)
     new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
     averaged = _compiled(averaging, backend, True)
-    device_x = backend.asarray(_checked_inputs("x", x, net))
+    device_x = backend.asarray(x)
     shares = Shares.of(ranks, device_x.shape[0])
     if shares.total < 2:
         raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
@@ -479,6 +488,14 @@ def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str
         eps) over the smaller; `batches`: updates that the running statistics have seen. Empty where there
         are no running statistics.
     """
+    number("eps", eps, 0)
+    try:
+        return _gap(state, precise, eps)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"state, precise: expected running statistics of the same network: {error}") from error
+
+
+def _gap(state: Tree, precise: Tree, eps: float) -> dict[str, float]:
     layers = [key for key, value in state.items() if "batches" in value]
     if not layers:
         return {}
@@ -514,8 +531,8 @@ def far_apart(gap: dict[str, float]) -> str | None:
 def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Communicator | None = None) -> Rows:
     """Rows as host arrays, refused where they do not fit the network and the loss; one of several ranks may have none."""
     if not isinstance(rows, tuple | list) or len(rows) != 2:
-        raise TypeError(f"{name}: expected a pair (x, targets), got {type(rows).__name__}")
-    x, targets = _checked_inputs(name, rows[0], net), np.asarray(rows[1])
+        raise TypeError(f"{name}: expected a pair (x, targets), got {shown(rows)}")
+    x, targets = _checked_inputs(name, rows[0], net), _host(name, rows[1])
     if not len(x) and (ranks is None or ranks.size == 1):
         raise ValueError(f"{name}: expected at least 1 row, got none")
     _loss(loss)
@@ -524,6 +541,9 @@ def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Commun
     if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
         raise ValueError(f"{name}: expected finite numbers as targets")
     if loss != "cross_entropy":
+        wanted = (len(x), net.outputs or x.shape[1])
+        if targets.shape != wanted and not (targets.ndim == 1 and wanted[1] == 1):
+            raise ValueError(f"{name}: expected targets of shape {wanted}, got {targets.shape}")
         return x, targets
     if targets.dtype.kind not in "iu" or targets.ndim != 1:
         raise ValueError(f"{name}: expected integer class numbers of shape (N,), got {targets.dtype} {targets.shape}")
@@ -536,7 +556,8 @@ def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Commun
 
 
 def _checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any]:
-    x: np.ndarray[Any, Any] = np.asarray(rows)
+    instance("net", net, Sequential, "a Sequential")
+    x = _host(name, rows)
     if x.ndim != 2 or (net.inputs is not None and x.shape[1] != net.inputs):
         raise ValueError(f"{name}: expected x of shape (N, {net.inputs}), got {x.shape}")
     if x.dtype.kind in "biu":
@@ -547,6 +568,13 @@ def _checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, An
         row, column = np.argwhere(~np.isfinite(x))[0]
         raise ValueError(f"{name}: expected finite numbers, got {x[row, column]} in row {row}, column {column}")
     return x
+
+
+def _host(name: str, given: Any) -> np.ndarray[Any, Any]:
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: expected an array, got {shown(given)}: {error}") from error
 
 
 def _step(
@@ -601,9 +629,15 @@ def _averaged(state: Tree, shares: Shares) -> Tree:
 
 
 def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
-    if name not in LOSSES:
-        raise ValueError(f"loss: expected {', '.join(LOSSES)}, got {name!r}")
+    one_of("loss", name, LOSSES)
     return LOSSES[name]
+
+
+def _fitting(loss: Callable[[Array, Array], tuple[Array, Array]], output: Array, targets: Array) -> tuple[Array, Array]:
+    try:
+        return loss(output, targets)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"targets: they do not fit the network's outputs: {error}") from error
 
 
 def _begin(
@@ -672,7 +706,9 @@ def _copied(fitted: Fitted) -> Fitted:
 
 
 def _warn_of_unused_statistics(state: Tree) -> None:
-    unused = [key for key, value in state.items() if "batches" in value and int(value["batches"]) == 0]
+    instance("state", state, dict, "a nested dict of arrays such as Sequential.init gives")
+    values = [(key, value) for key, value in state.items() if isinstance(value, dict)]
+    unused = [key for key, value in values if type(value.get("batches")) is int and value["batches"] == 0]
     if unused:
         words = (
             f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"

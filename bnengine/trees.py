@@ -11,16 +11,19 @@ from typing import Any
 from array_api_compat import array_namespace, is_array_api_obj
 
 from ._typing import Tree
+from .arguments import instance, shown
 
 
-def leaves(tree: Tree, like: Tree | None = None) -> list[Any]:
-    """The leaves of tree, in the key order of `like`."""
+def leaves(tree: Tree, like: Tree | None = None, *, name: str = "tree") -> list[Any]:
+    """The leaves of tree, in the key order of `like`; `name` is what a refusal calls the tree."""
     found: list[Any] = []
+    instance(name, tree, dict, "a nested dict of arrays")
     if like is not None and tree.keys() != like.keys():
-        raise ValueError(f"expected a tree with the keys {', '.join(like)} of the parameters, got {', '.join(tree)}")
+        wanted, got = (", ".join(map(str, keys)) for keys in (like, tree))
+        raise ValueError(f"{name}: expected a tree with the keys {wanted} of the parameters, got {got}")
     for key, value in (tree if like is None else like).items():
         if isinstance(value, dict):
-            found += leaves(tree[key], value)
+            found += leaves(tree[key], None if like is None else value, name=name)
         else:
             found.append(tree[key])
     return found
@@ -51,6 +54,26 @@ def unflatten(flat: dict[str, Any]) -> Tree:
 def rebuild(like: Tree, values: list[Any]) -> Tree:
     """A tree with the keys of `like` and these leaves, in the order of `leaves`."""
     return _rebuild(like, iter(values))
+
+
+def check(name: str, tree: Any, wanted: dict[str, tuple[int, ...]]) -> None:
+    """Refuse what is no tree with leaves of these names and shapes: floating arrays, or counts of shape ()."""
+    instance(name, tree, dict, "a nested dict of arrays such as Sequential.init gives")
+    found = {key: shape_of(leaf) for key, leaf in flatten(tree).items()}
+    for key in [*wanted, *found]:
+        if wanted.get(key) != found.get(key):
+            raise ValueError(
+                f"{name}: expected {key} of shape {wanted.get(key)} for this network, got {found.get(key)}"
+            )
+
+
+def shape_of(leaf: Any) -> tuple[int, ...] | str:
+    """The shape of an array of numbers or of a count; of anything else, what it is."""
+    if type(leaf) is int:
+        return ()
+    known = is_array_api_obj(leaf) and hasattr(leaf, "dtype") and not isinstance(leaf, type)
+    kinds = ("real floating", "integral")
+    return tuple(leaf.shape) if known and array_namespace(leaf).isdtype(leaf.dtype, kinds) else shown(leaf)
 
 
 def map_leaves(function: Callable[[Any], Any], tree: Tree) -> Tree:

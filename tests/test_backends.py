@@ -46,9 +46,9 @@ def test_devices_by_their_own_names(name, device):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match=r"backend: expected auto, numpy, cupy, .*, got 'tensorflow'"):
+    with pytest.raises(ValueError, match=r"backend name: expected 'auto', 'numpy', 'cupy', .*, got 'tensorflow'"):
         bn.backend("tensorflow")
-    with pytest.raises(ValueError, match="dtype: expected float32 or float64, got 'float16'"):
+    with pytest.raises(ValueError, match="dtype: expected 'float32' or 'float64', got 'float16'"):
         bn.backend("numpy", dtype="float16")
     with pytest.raises(ValueError, match="device: numpy has only 'cpu', got 'cuda:0'"):
         bn.backend("numpy", device="cuda:0")

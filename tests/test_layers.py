@@ -160,7 +160,7 @@ REFUSED = [
     (lambda: bn.BatchNorm(3, activation="tanh"), "activation: expected None or 'relu', got 'tanh'"),
     (lambda: bn.BatchNorm(3, momentum=2), r"momentum: expected None or a number in \[0, 1\], got 2"),
     (lambda: bn.BatchNorm(3, eps=0), "eps: expected a positive, finite number"),
-    (lambda: bn.Activation("swish"), "activation: expected 'relu', .*, got 'swish'"),
+    (lambda: bn.Activation("swish"), "name: expected 'relu', .*, got 'swish'"),
     (lambda: bn.mlp([3]), r"sizes: expected at least inputs and outputs, as in \[64, 10\], got \[3\]"),
     (lambda: bn.mlp(3), "sizes: expected at least inputs and outputs, .*, got 3"),
     (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch' or None, got 'layer'"),

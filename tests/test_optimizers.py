@@ -160,10 +160,10 @@ def test_schedules_under_jit(rng):
 
 
 REFUSED = [
-    (lambda: optimizers.sgd(-1), "learning_rate: expected a number of at least 0, got -1"),
-    (lambda: optimizers.sgd("fast"), "learning_rate: expected a number of at least 0, got 'fast'"),
-    (lambda: optimizers.adam(float("inf")), "learning_rate: expected a finite number, got inf"),
-    (lambda: optimizers.cosine(-1.0, steps=3), "learning_rate: expected a number of at least 0, got -1.0"),
+    (lambda: optimizers.sgd(-1), "learning_rate: expected a finite number of at least 0, got -1"),
+    (lambda: optimizers.sgd("fast"), "learning_rate: expected a finite number of at least 0, got 'fast'"),
+    (lambda: optimizers.adam(float("inf")), "learning_rate: expected a finite number of at least 0, got inf"),
+    (lambda: optimizers.cosine(-1.0, steps=3), "rate: expected a finite number of at least 0, got -1.0"),
     (lambda: optimizers.adam(beta1=1.0), r"beta1: expected a number in \[0, 1\), got 1.0"),
     (lambda: optimizers.momentum(momentum=-0.1), r"momentum: expected a number in \[0, 1\), got -0.1"),
     (lambda: optimizers.rmsprop(eps=-1), "eps: expected a number of at least 0, got -1"),
@@ -182,5 +182,23 @@ def test_bad_settings_are_refused(build, message):
 def test_a_tree_of_something_else_is_refused(rng):
     params = tree_of(rng)
     optimizer = optimizers.adam()
-    with pytest.raises(ValueError, match="expected a tree with the keys 0, 1, 2 of the parameters, got 0"):
+    with pytest.raises(ValueError, match="grads: expected a tree with the keys 0, 1, 2 of the parameters, got 0"):
         optimizer.update(params, {"0": params["0"]}, optimizer.init(params))
+
+
+@pytest.mark.parametrize("name", optimizers.BY_NAME)
+def test_leaves_of_another_shape_are_refused(name, rng):
+    """Compiled loops run over the parameter: of a shorter gradient they would read, and of a slot write, beyond its end."""
+    optimizer, params = optimizers.BY_NAME[name](), tree_of(rng)
+    for shape in ((), (1,), (2,), (3, 1)):
+        grads, state = tree_of(rng), optimizer.init(params)
+        grads["1"]["beta"] = np.ones(shape)
+        with pytest.raises(ValueError, match=r"grads: expected shape \(3,\) like the parameter, got an array of shape"):
+            optimizer.update(params, grads, state)
+        for slot in optimizer.slots:
+            state = optimizer.init(params)
+            state[slot]["1"]["beta"] = np.ones(shape)
+            with pytest.raises(ValueError, match=r"state: expected shape \(3,\) like the parameter"):
+                optimizer.update(params, tree_of(rng), state)
+    with pytest.raises(ValueError, match="state: expected step"):
+        optimizer.update(params, tree_of(rng), {"steps": 0})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from array_api_compat import array_namespace
 
 from .._typing import Array
+from ..arguments import number
 from ..kernels import select
 from . import checks
 
@@ -17,7 +18,7 @@ def identity(x: Array, /) -> Array:
 
 def identity_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy."""
-    checks.same_shape("dy", dy, y, of="y")
+    _pair(dy, y)
     return dy
 
 
@@ -37,7 +38,7 @@ def relu(x: Array, /) -> Array:
 
 def relu_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy where y > 0, else 0 (also at x = 0)."""
-    checks.same_shape("dy", dy, y, of="y")
+    _pair(dy, y)
     dx: Array = select(y).relu_backward(y, dy)
     return dx
 
@@ -58,7 +59,7 @@ def leaky_relu(x: Array, /, *, slope: float = 0.01) -> Array:
 
 def leaky_relu_backward(dy: Array, y: Array, /, *, slope: float = 0.01) -> Array:
     """dx = dy where y > 0, else slope * dy; y has the sign of x because slope > 0."""
-    checks.same_shape("dy", dy, y, of="y")
+    _pair(dy, y)
     _positive(slope)
     return array_namespace(y).where(y <= 0, slope * dy, dy)
 
@@ -79,7 +80,7 @@ def sigmoid(x: Array, /) -> Array:
 
 def sigmoid_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy * y * (1 - y)."""
-    checks.same_shape("dy", dy, y, of="y")
+    _pair(dy, y)
     dx: Array = select(y).sigmoid_backward(y, dy)
     return dx
 
@@ -92,10 +93,14 @@ def tanh(x: Array, /) -> Array:
 
 def tanh_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy * (1 - y * y)."""
-    checks.same_shape("dy", dy, y, of="y")
+    _pair(dy, y)
     return dy * (1 - y * y)
 
 
+def _pair(dy: Array, y: Array) -> None:
+    checks.floating("y", y)
+    checks.same_shape("dy", dy, y, of="y")
+
+
 def _positive(slope: float) -> None:
-    if not 0 < slope < 1:
-        raise ValueError(f"slope: expected a number between 0 and 1, got {slope!r}")
+    number("slope", slope, 1e-6, 1 - 1e-6, words="a number between 0 and 1")

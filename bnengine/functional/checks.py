@@ -10,6 +10,7 @@ import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
 
 from .._typing import Array
+from ..arguments import shown
 from ..kernels import library
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
@@ -30,7 +31,7 @@ def floating(name: str, x: Array) -> None:
 
 def _refuse_unless_floating(name: str, x: Array) -> None:
     kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
-    if not is_array_api_obj(x) or not hasattr(x, "dtype"):
+    if not is_array(x):
         raise TypeError(f"{name}: expected an array of an array-API library, got {kind}; convert it first")
     if is_numpy_array(x) and type(x).__name__ in ("matrix", "MaskedArray"):
         raise TypeError(f"{name}: expected a plain array, got {kind}; use numpy.asarray or fill the masked values")
@@ -43,11 +44,16 @@ def integral(name: str, x: Array, wanted: str) -> None:
     known = _integral.get(type(x))
     if known is not None and x.dtype in known:
         return
-    if not is_array_api_obj(x) or not hasattr(x, "dtype"):
+    if not is_array(x):
         raise TypeError(f"{name}: expected an integer array, got {type(x).__name__}")
     if not array_namespace(x).isdtype(x.dtype, "integral"):
         raise TypeError(f"{name}: expected an integer dtype ({wanted}), got {x.dtype}")
     _integral.setdefault(type(x), set()).add(x.dtype)
+
+
+def is_array(x: Any) -> bool:
+    """Whether it is an array of an array-API library; a type, which has the same attributes, is none."""
+    return is_array_api_obj(x) and hasattr(x, "dtype") and not isinstance(x, type)
 
 
 def dtype_name(x: Array) -> str:
@@ -59,7 +65,7 @@ def like(name: str, v: Array, x: Array, *, of: str = "x") -> None:
     """Refuse v unless it is of the library and on the device of x."""
     if type(v) is type(x) and library(type(x)) == "numpy":
         return
-    if not is_array_api_obj(v) or array_namespace(v) is not array_namespace(x):
+    if not is_array(v) or array_namespace(v) is not array_namespace(x):
         raise TypeError(
             f"{name}: expected an array of {library(type(x))} like {of}, got {library(type(v))}; convert one of them"
         )
@@ -93,7 +99,7 @@ def features(x: Array, axis: Any) -> int:
     if is_dask_array(x) and any(math.isnan(n) for n in x.shape):
         raise ValueError(f"x: expected a known shape, got {shape(x)}; call x.compute_chunk_sizes() first")
     if type(axis) is not int:
-        raise TypeError(f"axis: expected an int, got {axis!r}")
+        raise TypeError(f"axis: expected an int, got {shown(axis)}")
     if not -x.ndim <= axis < x.ndim:
         raise ValueError(f"axis: expected -{x.ndim} to {x.ndim - 1} for x of shape {shape(x)}, got {axis}")
     return int(axis % x.ndim)
@@ -102,7 +108,7 @@ def features(x: Array, axis: Any) -> int:
 def epsilon(eps: Any) -> float:
     """Refuse an eps that would not keep a constant channel finite in float32."""
     if not isinstance(eps, float | Real):  # float first: the abstract class alone takes half a microsecond
-        raise TypeError(f"eps: expected a number, got {eps!r}")
+        raise TypeError(f"eps: expected a number, got {shown(eps)}")
     if not 1.2e-38 <= float(eps) < math.inf:  # the smallest normal float32
         raise ValueError(f"eps: expected a positive, finite number of at least 1.2e-38, got {eps!r}")
     return float(eps)
@@ -110,11 +116,13 @@ def epsilon(eps: Any) -> float:
 
 def fused_relu(activation: str | None) -> bool:
     """Whether the fused activation is ReLU."""
-    if activation not in (None, "relu"):
+    if activation is None:
+        return False
+    if type(activation) is not str or activation != "relu":
         raise ValueError(
-            f"activation: expected None or 'relu', got {activation!r}; apply other activations to the result"
+            f"activation: expected None or 'relu', got {shown(activation)}; apply other activations to the result"
         )
-    return activation == "relu"
+    return True
 
 
 def same_shape(name: str, v: Array, x: Array, *, of: str = "x") -> None:

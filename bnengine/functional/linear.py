@@ -7,6 +7,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from .._typing import Array
+from ..arguments import instance
 from ..kernels import select
 from . import checks
 
@@ -110,8 +111,12 @@ def linear_backward(
     _matrix("weight", weight, x)
     checks.floating("dz", dz)
     checks.like("dz", dz, x)
+    if x.ndim != 2 or x.shape[1] != weight.shape[0]:
+        raise ValueError(f"x: expected shape (N, {weight.shape[0]}) for this weight, got {checks.shape(x)}")
     if checks.shape(dz) != (x.shape[0], weight.shape[1]):
         raise ValueError(f"dz: expected shape {(x.shape[0], weight.shape[1])}, got {checks.shape(dz)}")
+    instance("need_dx", need_dx, bool, "True or False")
+    instance("need_bias", need_bias, bool, "True or False")
     matmul = select(x).matmul
     dx = matmul(dz, weight.T) if need_dx else None
     return LinearGradients(dx, matmul(x.T, dz), array_namespace(dz).sum(dz, axis=0) if need_bias else None)

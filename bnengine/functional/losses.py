@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace
 
 from .._typing import Array
 from ..kernels import select
@@ -141,17 +141,17 @@ LOSSES = {
 
 def _logits(logits: Array, name: str = "logits") -> None:
     checks.floating(name, logits)
-    if logits.ndim < 1 or logits.shape[0] == 0:
-        raise ValueError(f"{name}: expected at least one sample, got shape {checks.shape(logits)}")
+    if logits.ndim < 1 or 0 in logits.shape:
+        raise ValueError(f"{name}: expected at least one sample and output, got shape {checks.shape(logits)}")
 
 
 def _targets(targets: Array, like: Array, of: str = "logits") -> Array:
     """Targets in the dtype and shape of `like`."""
-    if not is_array_api_obj(targets) or not hasattr(targets, "dtype"):
+    if not checks.is_array(targets):
         raise TypeError(f"targets: expected an array, got {type(targets).__name__}")
     checks.like("targets", targets, like, of=of)
     xp = array_namespace(like)
-    if xp.isdtype(targets.dtype, "complex floating"):
+    if not xp.isdtype(targets.dtype, ("real floating", "integral", "bool")):
         raise TypeError(f"targets: expected a real dtype, got {targets.dtype}")
     if targets.shape == (like.shape[0],) and math.prod(like.shape) == like.shape[0]:
         targets = xp.reshape(targets, like.shape)

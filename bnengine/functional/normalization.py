@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, device
 
 from .._typing import AllReduce, Array
+from ..arguments import function, instance, integer, number
 from ..kernels import reference, select
 from ..kernels.reference import Moments
 from . import checks
@@ -120,6 +121,9 @@ def batch_norm(
     """
     axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
     g, b = checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    function("all_reduce", all_reduce)
+    if impl is not None:
+        instance("impl", impl, str, "None or the name of an implementation")
     kernels = select(x, impl)
     count = _values(x, axis)
     if all_reduce is None:
@@ -177,6 +181,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     (array([ 0.1763, -0.2204,  0.0441]), array([-0.9258]), array([1.]))
     """
     r = residuals
+    instance("residuals", r, Residuals, "those of batch_norm")
     checks.same_shape("dy", dy, r.x)
     g, b = _flat(r.gamma), _flat(r.beta)
     kernels, m = select(r.x, r.impl), Moments(r.mean, r.remainder, r.var)
@@ -321,6 +326,7 @@ class RunningStats(NamedTuple):
     def init(cls, features: int, /, *, like: Array) -> RunningStats:
         """Mean 0 and variance 1 for each of `features` channels, in the library and on the device of `like`."""
         checks.floating("like", like)
+        integer("features", features, 0, below=2**31)
         xp, place = array_namespace(like), device(like)
         dtype = reference.statistics_dtype(like)
         return cls(xp.zeros((features,), dtype=dtype, device=place), xp.ones((features,), dtype=dtype, device=place), 0)
@@ -342,8 +348,9 @@ class RunningStats(NamedTuple):
             new = (1 - momentum) * old + momentum * batch, the batch's variance unbiased: n / (n - 1) times
             the biased one that normalises.
         """
-        if momentum is not None and not 0 <= momentum <= 1:
-            raise ValueError(f"momentum: expected None or a number in [0, 1], got {momentum!r}")
+        if momentum is not None:
+            number("momentum", momentum, 0, 1, words="None or a number in [0, 1]")
+        instance("residuals", residuals, Residuals, "those of batch_norm")
         checks.like("residuals", residuals.mean, self.mean, of="the running statistics")
         if residuals.mean.shape != self.mean.shape:
             raise ValueError(
@@ -393,6 +400,7 @@ def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduc
         local = Moments(*(xp.zeros((x.shape[axis],), dtype=dtype, device=place) for _ in range(3)))
     parts = xp.asarray([count >> 12, count & 0xFFF], dtype=dtype, device=place)
     total = all_reduce(xp.concat([local.mean * count, parts]))
+    checks.floating("all_reduce", total)
     n = int(total[-2]) * 4096 + int(total[-1])
     _enough(n, x, " over all ranks")
     mean = total[:-2] / n

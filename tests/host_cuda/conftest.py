@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 
 import pytest
@@ -36,9 +36,24 @@ def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
     stand_in.sources.clear()
     device.kernel.cache_clear()
     device.raw.cache_clear()
+    cuda.wide.chip_of.cache_clear()
     yield cuda
     device.kernel.cache_clear()
     device.raw.cache_clear()
+    cuda.wide.chip_of.cache_clear()
+
+
+@pytest.fixture
+def on_chip(kernels: ModuleType) -> Iterator[Callable[[str], None]]:
+    """Make the stand-in one of `memory.CHIPS`: the rule then chooses other kernels."""
+    from . import memory
+
+    def use(chip: str) -> None:
+        memory.use(chip)
+        kernels.wide.chip_of.cache_clear()
+
+    yield use
+    use("sm_90")
 
 
 @pytest.fixture

@@ -33,6 +33,7 @@
 #undef __host__
 #undef __launch_bounds__
 #undef __shared__
+#define __cluster_dims__(...)
 #define __constant__ static const
 #define __device__
 #define __forceinline__ inline
@@ -76,7 +77,14 @@ static volatile Error error;
 static void (*kernel)(void**);
 static void** arguments;
 
+static std::vector<int> ready_in_warp, ready_in_block;  // fibers that could run
+static int ready;
+
 static int rank_of(int t) { return t / threads; }  // of a fiber's block in its cluster
+static int warps() { return (threads + warpSize - 1) / warpSize; }
+static int warp_of(int t) { return rank_of(t) * warps() + t % threads / warpSize; }
+static int warp_start(int t) { return t - t % threads % warpSize; }
+static int warp_stop(int t) { return min(warp_start(t) + warpSize, (rank_of(t) + 1) * threads); }
 
 static uint3 thread_index(int t) {
   t %= threads;
@@ -144,18 +152,30 @@ static T* peer(T* here, unsigned rank) {
 
 // ---- fibers
 
+static void set_wait(int t, Wait wait) {
+  int change = (wait == RUNNING) - (fibers[t].wait == RUNNING);
+  fibers[t].wait = wait;
+  ready_in_warp[warp_of(t)] += change;
+  ready_in_block[rank_of(t)] += change;
+  ready += change;
+}
+
 static void body() {
   kernel(arguments);
-  fibers[current].wait = DONE;
+  set_wait(current, DONE);
   setcontext(&scheduler);
 }
 
 static void prepare() {
+  ready_in_warp.assign(warps() * cluster, 0);
+  ready_in_block.assign(cluster, 0);
+  ready = 0;
   if ((int)fibers.size() < threads * cluster) fibers.resize(threads * cluster);
   for (int t = 0; t < threads * cluster; ++t) {
     Fiber& fiber = fibers[t];
     if (!fiber.stack) fiber.stack = aligned_alloc(64, STACK);
-    fiber.wait = RUNNING;
+    fiber.wait = DONE;
+    set_wait(t, RUNNING);
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack;
     fiber.context.uc_stack.ss_size = STACK;
@@ -173,7 +193,7 @@ static void resume(int t) {
 
 static void pause(Wait wait) {
   int me = current;
-  fibers[me].wait = wait;
+  set_wait(me, wait);
   swapcontext(&fibers[me].context, &scheduler);
 }
 
@@ -187,28 +207,33 @@ static bool release(int from, int to, Wait barrier) {
   if (!waiting || waiting < live) return false;
   if (barrier != AT_WARP && live < to - from) error = PARTIAL_BARRIER;
   for (int t = from; t < to; ++t) {
-    if (fibers[t].wait == barrier) fibers[t].wait = RUNNING;
+    if (fibers[t].wait == barrier) set_wait(t, RUNNING);
   }
   return true;
 }
 
 static void release_barriers(int t) {
-  int block = rank_of(t) * threads, warp = block + (t - block) / warpSize * warpSize;
-  if (release(warp, min(warp + warpSize, block + threads), AT_WARP)) return;
-  if (release(block, block + threads, AT_BLOCK)) return;
-  if (release(0, threads * cluster, AT_CLUSTER)) return;
+  int block = rank_of(t) * threads;
+  if (ready_in_warp[warp_of(t)] || release(warp_start(t), warp_stop(t), AT_WARP)) return;
+  if (ready_in_block[rank_of(t)] || release(block, block + threads, AT_BLOCK)) return;
   bool over = true;
   for (int k = block; k < block + threads; ++k) over = over && fibers[k].wait == DONE;
   if (over) spoil(rank_of(t));  // no other block may look into its shared memory any more
+  if (!ready) release(0, threads * cluster, AT_CLUSTER);
 }
 
 // LOWEST and HIGHEST let the first or last warp run as far ahead as barriers allow.
 static int next_thread(Schedule schedule) {
   int all = threads * cluster;
   int start = schedule == ROTATING ? current + 1 : schedule == RANDOM ? random_below(all) : 0;
-  for (int k = 0; k < all; ++k) {
+  for (int k = 0; k < all;) {
     int t = schedule == HIGHEST ? all - 1 - k : (start + k) % all;
     if (fibers[t].wait == RUNNING) return t;
+    if (ready_in_warp[warp_of(t)]) {
+      ++k;
+    } else {
+      k += schedule == HIGHEST ? t - warp_start(t) + 1 : warp_stop(t) - t;
+    }
   }
   return -1;
 }
@@ -243,11 +268,10 @@ static void run_in_order(Schedule schedule) {
 template <typename T>
 static T shuffled(T value, int lane) {
   static_assert(sizeof(T) <= sizeof(uint64_t), "a shuffle moves at most 8 bytes");
-  int block = rank_of(current) * threads, warp = block + (current - block) / warpSize * warpSize;
-  int source = warp + lane;
+  int source = warp_start(current) + lane;
   memcpy(&fibers[current].slot, &value, sizeof value);
   pause(AT_WARP);
-  if (lane >= 0 && lane < warpSize && source < block + threads) memcpy(&value, &fibers[source].slot, sizeof value);
+  if (lane >= 0 && lane < warpSize && source < warp_stop(current)) memcpy(&value, &fibers[source].slot, sizeof value);
   pause(AT_WARP);
   return value;
 }

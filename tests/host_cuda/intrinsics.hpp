@@ -3,6 +3,10 @@
 static inline void __syncthreads() { host::pause(host::AT_BLOCK); }
 static inline void __syncwarp(unsigned = ~0u) { host::pause(host::AT_WARP); }
 static inline void __threadfence() {}
+template <typename T>
+static T __ldcg(const T* at) {
+  return *at;
+}
 static inline unsigned atomicAdd(unsigned* at, unsigned value) {
   unsigned before = *at;
   *at += value;

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 
-MARGIN = 256
+MARGIN = 4096
 """Bytes before and after the values of an array; a kernel that writes there is found out."""
 
 waiting_allowed = False
@@ -26,8 +26,11 @@ class Device:
 
     entered = 0
     id = 0
-    compute_capability = "90"
-    attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 227 * 1024}  # noqa: RUF012
+    compute_capability: str
+    attributes: dict[str, int]
+
+    def __init__(self, number: int = 0) -> None:
+        assert number == 0, "one device only"
 
     def __enter__(self) -> Self:
         Device.entered += 1
@@ -40,6 +43,25 @@ class Device:
         return isinstance(other, Device)
 
     __hash__ = object.__hash__
+
+
+CHIPS = {
+    "sm_60": ("60", 20, 48),
+    "sm_75": ("75", 40, 64),
+    "sm_80": ("80", 108, 163),
+    "sm_90": ("90", 132, 227),
+    "sm_90 without shared memory": ("90", 132, 2),
+}
+"""Compute capability, multiprocessors, and KiB of shared memory that a block may ask for."""
+
+
+def use(chip: str) -> None:
+    """Be that chip from now on."""
+    Device.compute_capability, multiprocessors, shared = CHIPS[chip]
+    Device.attributes = {"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": shared * 1024}
+
+
+use("sm_90")
 
 
 class ndarray(np.ndarray):  # noqa: N801  CuPy's name
@@ -141,7 +163,7 @@ def check_margins(name: str) -> None:
 
 
 def _allocated(shape: Any, dtype: Any) -> Any:
-    """Memory of NaN, at an address that is a multiple of MARGIN as CuPy's are."""
+    """Memory of NaN, at an address that is a multiple of 512 and more, as CuPy's are."""
     size = math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize
     buffer = np.full(size + 3 * MARGIN, 0xFF, np.uint8)
     start = MARGIN - buffer.ctypes.data % MARGIN + MARGIN

@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import cupy
@@ -22,6 +23,8 @@ from .source import Scalar
 __all__ = ["Device", "device", "empty", "host", "ndarray", "ones", "zeros", "zeros_like"]
 __version__ = cupy.__version__
 float16, float32, float64, int64, uint32 = np.float16, np.float32, np.float64, np.int64, np.uint32
+
+cuda = SimpleNamespace(Device=Device)
 
 BLOCK = 128
 """Threads of an ElementwiseKernel's block, as in CuPy."""
@@ -103,6 +106,9 @@ class RawKernel:
     def __init__(self, code: str, name: str, options: tuple[str, ...] = ()) -> None:
         cupy.RawKernel(code, name, options=options)  # refuses what CuPy refuses
         self.code, self.name = code, name
+
+    def compile(self) -> None:
+        sources[self.code] = self.name
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[Any, ...], shared_mem: int = 0) -> None:
         memory.refuse_off_device()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from types import ModuleType
 
 import numpy as np
@@ -45,7 +46,15 @@ WHOLE = [
 
 
 @pytest.mark.parametrize(("number", "case"), list(enumerate(SOME)), ids=str)
-def test_normalization(kernels: ModuleType, stand_in: ModuleType, device: Device, number: int, case: Case) -> None:
+def test_normalization(
+    kernels: ModuleType,
+    stand_in: ModuleType,
+    device: Device,
+    on_chip: Callable[[str], None],
+    number: int,
+    case: Case,
+) -> None:
+    on_chip("sm_60")
     stand_in.schedule = SCHEDULES[number % len(SCHEDULES)]
     check_normalization(kernels, device, case)
 
@@ -54,25 +63,40 @@ def test_normalization(kernels: ModuleType, stand_in: ModuleType, device: Device
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("case", WHOLE, ids=str)
 def test_normalization_everywhere(
-    kernels: ModuleType, stand_in: ModuleType, device: Device, case: Case, schedule: str
+    kernels: ModuleType,
+    stand_in: ModuleType,
+    device: Device,
+    on_chip: Callable[[str], None],
+    case: Case,
+    schedule: str,
 ) -> None:
+    on_chip("sm_60")
     stand_in.schedule = schedule
     check_normalization(kernels, device, case)
 
 
 @pytest.mark.grid
 @pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_a_million_rows(kernels: ModuleType, device: Device, offset: float) -> None:
+@pytest.mark.parametrize("chip", ["sm_60", "sm_90"])
+def test_a_million_rows(
+    kernels: ModuleType, device: Device, on_chip: Callable[[str], None], chip: str, offset: float
+) -> None:
+    on_chip(chip)
     check_normalization(kernels, device, Case((1_000_000, 2), 1, "float32", offset=offset))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_special_values(kernels: ModuleType, stand_in: ModuleType, device: Device, schedule: str) -> None:
+def test_special_values(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, on_chip: Callable[[str], None], schedule: str
+) -> None:
+    on_chip("sm_60")
     stand_in.schedule = schedule
     check_special_values(kernels, device)
 
 
-def test_empty(kernels: ModuleType, device: Device) -> None:
+@pytest.mark.parametrize("chip", ["sm_60", "sm_90"])
+def test_empty(kernels: ModuleType, device: Device, on_chip: Callable[[str], None], chip: str) -> None:
+    on_chip(chip)
     check_empty(kernels, device)
 
 

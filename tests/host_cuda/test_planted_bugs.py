@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import shutil
 import sys
 from collections.abc import Callable
@@ -29,6 +30,8 @@ class Bug(NamedTuple):
 
 STATISTICS, NETWORK, UPDATES = "normalization.cuh", "network.cuh", "updates.cuh"
 KERNELS, LAYOUT, CALLS, OPTIMIZERS = "sources.py", "layout.py", "__init__.py", "updates.py"
+PORTABLE, WIDE, RULE = "portable.py", "wide.py", "plans.py"
+TILES, HELD, SPLIT = "tiles.cuh", "held_forward.cuh", "split_moments.cuh"
 
 SOME = [
     Bug("wrong tail", STATISTICS, "n < outer && j < inner", "n <= outer && j < inner"),
@@ -37,15 +40,15 @@ SOME = [
     Bug("remainder lost", STATISTICS, "fma(-remainder, scale, beta)", "beta"),
     Bug(
         "swapped statistics",
-        CALLS,
+        PORTABLE,
         "offset, var, *m, axis=(0, 2)",
         "offset, var, m.mean, m.var, m.remainder, axis=(0, 2)",
     ),
-    Bug("wrong grid", CALLS, "relu, *x.walk, y, size=x.threads)", "relu, *x.walk, y, size=x.threads - 1)"),
-    Bug("buffer too small", CALLS, "y = device.cupy.empty(x.flat.shape,", "y = device.cupy.empty(x.flat.size - 1,"),
+    Bug("wrong grid", PORTABLE, "relu, *x.walk, y, size=x.threads)", "relu, *x.walk, y, size=x.threads - 1)"),
+    Bug("buffer too small", PORTABLE, "y = device.cupy.empty(x.flat.shape,", "y = device.cupy.empty(x.flat.size - 1,"),
     Bug("missing barrier", GENERATED, "_sdata[_tid] = _s;\n    __syncthreads();", "_sdata[_tid] = _s;"),
     Bug("divergent barrier", GENERATED, "_REDUCE(_block);", "_REDUCE(_block); __syncthreads();"),
-    Bug("softmax not shifted", NETWORK, "b.total * exp(b.top - both.top)", "b.total"),
+    Bug("softmax not shifted", "cross_entropy.cuh", "total += exp((M)z[k] - top)", "total += exp((M)z[k])"),
     Bug("velocity of the wrong sign", UPDATES, "v.first = keep * v.first + g;", "v.first = g - keep * v.first;"),
     Bug("chunk skipped", UPDATES, "(k ? leaves.end[k - 1] : 0)", "(k ? leaves.end[k] : 0)"),
 ]
@@ -72,35 +75,39 @@ REST = [
     Bug("squares overflow", STATISTICS, "square / taken - var", "square * 1024 / taken / 1024 - var"),
     Bug("sigmoid overflows", NETWORK, "(x < 0 ? small : M(1)) / (1 + small)", "exp(x) / (1 + exp(x))"),
     Bug("decay of the wrong sign", UPDATES, "v.g + decay * v.p", "v.g - decay * v.p"),
-    Bug("end of a leaf overrun", UPDATES, "min(start + CHUNK, leaf.size)", "start + CHUNK"),
+    Bug("end of a leaf overrun", UPDATES, "min(start + CHUNK, leaf.size)", "min(start + CHUNK, leaf.size + 1)"),
     Bug("step of a warp", UPDATES, "long long j = i + n * blockDim.x;", "long long j = i + n * 32;"),
     Bug("decay of a neighbour", OPTIMIZERS, "leaf.g.size, leaf.decay, leaf.shrink)", "leaf.g.size, leaves[0].decay, leaf.shrink)"),
     Bug("size of a neighbour", OPTIMIZERS, "leaf.g.data.ptr, first, second, leaf.g.size", "leaf.g.data.ptr, first, second, leaves[0].g.size"),
     Bug("too few blocks", OPTIMIZERS, "-(-leaf.g.size // CHUNK)", "leaf.g.size // CHUNK + (leaf.g.size < CHUNK)"),
     Bug("leaves beyond the table left out", OPTIMIZERS, "range(0, len(group), LEAVES)", "range(0, min(len(group), LEAVES), LEAVES)"),
     Bug("strided leaf not written back", OPTIMIZERS, "if values is not a:", "if False:"),
-    Bug("label beside its class", KERNELS, "M(label == column)", "M(label == column + 1)"),
-    Bug("label outside passes", KERNELS, "bool outside = label < 0 || label >= classes;", "bool outside = label < 0;"),
+    Bug("label beside its class", "cross_entropy.cuh", "M(label == k)", "M(label == k + 1)"),
+    Bug("negative label passes", "cross_entropy.cuh", "bool outside = label < 0 || ", "bool outside = "),
+    Bug("half of the classes", "cross_entropy.cuh", "for (int offset = 16; offset; offset /= 2)", "for (int offset = 8; offset; offset /= 2)"),
+    Bug("rows of the first block", "cross_entropy.cuh", "(long long)blockIdx.x * WARPS + warp", "warp"),
+    Bug("first block makes the loss", "cross_entropy.cuh", "place[0] != gridDim.x - 1", "place[0] != 0"),
+    Bug("losses read before they are there", "cross_entropy.cuh", "parts[warp] = mine;\n  __syncthreads();", "parts[warp] = mine;"),
     Bug("gradients swapped", KERNELS, "sum_dy = a.dy, sum_dy_xhat = a.dy_xhat", "sum_dy = a.dy_xhat, sum_dy_xhat = a.dy"),
     Bug("unbiased left out", KERNELS, "batch_var * (M)unbiased - var", "batch_var - var"),
     Bug("Nesterov's step is momentum's", UPDATES, "nesterov != 0 ? g + keep * v.first : v.first", "v.first"),
     Bug("root of the second moment", UPDATES, "sqrt(v.second) / root", "sqrt(v.second)"),
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
     Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
-    Bug("gamma and beta swapped", CALLS, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
+    Bug("gamma and beta swapped", PORTABLE, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
     Bug("dy in its own order", CALLS, "dy = memory(dy, dense.order)", "dy = memory(dy, tuple(range(dy.ndim)))"),
     Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
-    Bug("count of rows", CALLS, "count = dense.outer * dense.inner", "count = dense.outer"),
-    Bug("sums swapped", CALLS, "return sums[0], sums[1]", "return sums[1], sums[0]"),
-    Bug("dy and x swapped", CALLS, 'kernel("input_gradient")(dy, x.flat,', 'kernel("input_gradient")(x.flat, dy,'),
-    Bug("too few shares", CALLS, "device.cupy.empty((4, x.rows, x.channels, x.columns)", "device.cupy.empty((4, 1, x.channels, 1)"),
+    Bug("count of rows", LAYOUT, "return self.outer * self.inner", "return self.outer"),
+    Bug("sums swapped", PORTABLE, "return sums[0], sums[1]", "return sums[1], sums[0]"),
+    Bug("dy and x swapped", PORTABLE, 'kernel("input_gradient")(dy, x.flat,', 'kernel("input_gradient")(x.flat, dy,'),
+    Bug("too few shares", PORTABLE, "device.cupy.empty((4, x.rows, x.channels, x.columns)", "device.cupy.empty((4, 1, x.channels, 1)"),
     Bug("strided memory not copied", LAYOUT, "(x if x.flags.c_contiguous else x.copy(order=\"C\")).reshape(-1)", "x.base.reshape(-1)[: x.size]"),
     Bug("memory in an order of its own", LAYOUT, "tuple(x.shape[i] for i in order), order.index(axis)", "tuple(x.shape[i] for i in order), axis"),
     Bug("slots swapped", OPTIMIZERS, "p, first, second = (*(a", "p, second, first = (*(a"),
     Bug("L2 beside decoupled decay", OPTIMIZERS, "leaf._replace(decay=0.0, shrink", "leaf._replace(shrink"),
-    Bug("losses summed", CALLS, 'kernel("mean_loss")(row_loss, rows, loss)', 'kernel("mean_loss")(row_loss, 1, loss)'),
+    Bug("losses summed", "cross_entropy.cuh", "*loss = mine / (M)rows", "*loss = mine"),
     Bug("not on the array's device", "device.py", "with x.device:", "if True:"),
-    Bug("value read on the host", CALLS, "rows, classes, dlogits, row_loss)", "rows, classes, dlogits, row_loss); float(top[0])"),
+    Bug("value read on the host", CALLS, "return loss, dlogits", "float(loss); return loss, dlogits"),
     Bug("barrier missing in the tree", GENERATED, "_REDUCE(_block);\n      }\n      __syncthreads();", "_REDUCE(_block);\n      }"),
     Bug("shared memory not written", GENERATED, "    _sdata[_tid] = _s;", "    if (_tid < 100) _sdata[_tid] = _s;"),
     Bug("tree cut short", GENERATED, "_block = 512 / 2", "_block = 512 / 4"),
@@ -108,9 +115,58 @@ REST = [
 ]  # fmt: skip
 
 
+ON_WIDE_LOADS = [
+    Bug("cluster does not wait", TILES, "cluster_sync();\n    for (int t", "__syncthreads();\n    for (int t"),
+    Bug("base not taken off", SPLIT, "(s.mean - base[n]) + s.rest", "s.mean + s.rest"),
+    Bug("first block makes the result", "split.cuh", "tile.layout.parts - 1", "0"),
+    Bug("sum before all warps are there", TILES, "  }\n  __syncthreads();\n  for (int t", "  }\n  for (int t"),
+    Bug("sum of one block", TILES, "*cluster_peer(part + t, rank)", "part[t]"),
+    Bug("place in a plane lost", TILES, "+ (i - n * layout.vectors)", ""),
+    Bug("lanes mixed", TILES, "offset >= lanes", "offset >= 1"),
+    Bug("warp not summed", TILES, "offset >= lanes", "offset > lanes"),
+    Bug("remainder lost", TILES, "fma(-rest, scale, options", "fma(0.0f, scale, options"),
+    Bug("constant of dx without remainder", TILES, "fma(-by_x, c.rest, -c.scale * mean_dy)", "-c.scale * mean_dy"),
+    Bug("ReLU swallows NaN", TILES, "relu && y <= 0 ? 0 : y", "relu && !(y > 0) ? 0 : y"),
+    Bug("mask lost", TILES, "relu && affine(x) <= 0 ? 0 : dy", "dy"),
+    Bug("neighbour's channel", TILES, "ROWS ? column * VECTOR + k : column", "ROWS ? column * VECTOR : column"),
+    Bug("no shift", HELD, "(float)v.value[n] - (float)before.value[ROWS ? n : 0]", "(float)v.value[n]"),
+    Bug("outlying shift not corrected", HELD, "float off = square[n] * inv_count;", "float off = 0;"),
+    Bug("block leaves early", HELD, "if (CLUSTER > 1) cluster_sync();", ""),
+    Bug("every block writes the same values", HELD, "y[tile.at(i)] = v;", "y[tile.at(i - tile.first)] = v;"),
+    Bug("dy not masked where it is held", "held_backward.cuh", "g.value[n] = T(masked);", ""),
+    Bug("Chan's term left out", SPLIT, "delta * delta * (1 - part)", "0"),
+    Bug("weight of a batch", SPLIT, "(float)taken / count)", "0.5f)"),
+    Bug("shares not weighted", SPLIT, "s.weight * all * (s.var", "0.5f * (s.var"),
+    Bug("first value not taken off", SPLIT, "if (part == 1) mean = value[0];", ""),
+    Bug("half of a batch", "split_sums.cuh", "i += BATCH / 2 * tile.step", "i += BATCH * tile.step"),
+    Bug("ticket drawn by every thread", "split.cuh", "if (threadIdx.x == 0) ticket[0]", "ticket[0]"),
+    Bug("mask lost in a pass", "pass_backward.cuh", "channel[c].masked((float)g.value[n], value, options.relu)", "(float)g.value[n]"),
+    Bug("given statistics not told", WIDE, "sums is None))", "False))"),
+    Bug("sums swapped", WIDE, "*(sums or m[:2])", "*(sums[::-1] if sums else m[:2])"),
+    Bug("tickets not from zero", WIDE, "device.cupy.zeros(plan", "device.cupy.empty(plan"),
+    Bug("too few blocks", RULE, "return self.wide.tiles(self.lanes) * self.parts", "return self.wide.tiles(self.lanes)"),
+    Bug("factor one too small", RULE, "// w.vectors + 1", "// w.vectors"),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("bug", SOME, ids=lambda bug: bug.name)
 def test_caught(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path) -> None:
     assert _outcome(stand_in, device, bug, tmp_path) is not None, f"{bug.name} went unseen"
+
+
+@pytest.mark.parametrize("bug", ON_WIDE_LOADS[:3], ids=lambda bug: bug.name)
+def test_caught_on_wide_loads(
+    stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path
+) -> None:
+    assert _outcome(stand_in, device, bug, tmp_path, wide=True) is not None, f"{bug.name} went unseen"
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("bug", ON_WIDE_LOADS[3:], ids=lambda bug: bug.name)
+def test_caught_on_wide_loads_as_well(
+    stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path
+) -> None:
+    assert _outcome(stand_in, device, bug, tmp_path, wide=True) is not None, f"{bug.name} went unseen"
 
 
 @pytest.mark.grid
@@ -125,18 +181,24 @@ def test_nothing_planted_nothing_caught(
     assert _outcome(stand_in, device, Bug("none", CALLS, "", ""), tmp_path) is None
 
 
-def _outcome(stand_in: ModuleType, device: Device, bug: Bug, folder: Path) -> str | None:
-    """What the checks say of the bug, on the first schedule that shows it; None where they pass."""
+def _outcome(stand_in: ModuleType, device: Device, bug: Bug, folder: Path, *, wide: bool = False) -> str | None:
+    """What the checks say of the bug, on the first chip and schedule that show it; None where they pass."""
     from .build import HostError
+    from .memory import use
 
     module = _planted(stand_in, bug, folder)
-    for check in smallest():
-        for schedule in ("lowest", "highest"):
+    chips = ("sm_90", "sm_90 without shared memory") if wide else ("sm_60",)
+    try:
+        for check, chip, schedule in itertools.product(smallest(wide=wide), chips, ("lowest", "highest")):
             stand_in.schedule = schedule
+            use(chip)
+            module.wide.chip_of.cache_clear()
             try:
                 check(module, device)
             except (AssertionError, HostError, ValueError) as error:
                 return str(error)
+    finally:
+        use("sm_90")
     return None
 
 

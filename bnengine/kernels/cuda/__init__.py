@@ -1,19 +1,22 @@
-"""The kernels on CuPy arrays: made of ElementwiseKernel and ReductionKernel, so they run on any GPU that CuPy does.
+"""The kernels on CuPy arrays: the seam, and the rest of a network.
 
-A pass over x is one launch whose threads each visit values of one channel, with scale and shift folded
-once for each thread. Statistics and gradient sums take two launches: shares of a channel, then their sum in a
-fixed order. There are no atomics, and launch shapes depend on the array's shape alone: the same input gives
-the same bits. Kernels run on the array's own device and its current stream, and are compiled when first called.
+Batch normalisation takes wide loads where the rule in `plans` says so, and kernels that run on any GPU elsewhere.
+There are no atomics on floating values, and launch shapes depend on the array's shape and the chip alone: the same
+input gives the same bits. Kernels run on the array's own device and its current stream, and are compiled when first
+called.
 """
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from ..._typing import Array
 from .. import reference
 from ..reference import Moments
-from . import device
+from . import device, plans, portable, wide
 from .device import kernel
 from .layout import FEWEST, Dense, laid_out, memory
 from .updates import adam, momentum, rmsprop, sgd
@@ -22,6 +25,9 @@ DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
 """Channels that one thread reads, and several: over the outer indices, the inner ones, and both."""
+
+ONE_BLOCK = 256
+"""Rows of logits that one block takes, so that no other has to be waited for."""
 
 matmul = reference.matmul
 relu, relu_backward = reference.relu, reference.relu_backward
@@ -34,37 +40,28 @@ def supports(x: Array) -> bool:
 
 def warmup() -> None:
     """Compile every kernel for the current device, for each dtype: later calls find them in CuPy's cache."""
+    chip = wide.chip_of(device.cupy.cuda.Device().id)
     for dtype in (device.cupy.float16, device.cupy.float32, device.cupy.float64, *_bfloat16()):
+        name = np.dtype(dtype).name
+        if name in wide.DTYPES and chip.architecture >= plans.OLDEST:
+            wide.warmup(name, np.dtype(dtype).itemsize, chip)
         for shape in WARM_SHAPES:
-            _warm_normalization(device.cupy.zeros(shape, dtype=dtype))
+            _warm_portable(laid_out(device.cupy.zeros(shape, dtype=dtype), 1))
         _warm_network(device.cupy.zeros((2, 2), dtype=dtype))
 
 
-# ---- what launches have in common
+# ---- batch normalisation
 
 
-def _channel(m: Moments, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Any, ...]:
-    """The kernels' channel arguments; a parameter that is None is marked and takes any array's place."""
-    g = m.var if gamma is None else gamma
-    b = m.var if beta is None else beta
-    return (*m, g, b, gamma is not None, beta is not None, eps)
-
-
-# ---- the four kernels
+def _path(x: Dense, *others: Array) -> ModuleType:
+    """The kernels on wide loads where they take x and what lies as it does, else the portable ones."""
+    return wide if wide.takes(x, *others) else portable
 
 
 @device.on_device
 def moments(x: Array, axis: int) -> Moments:
-    return _moments(laid_out(x, axis), reference.statistics_dtype(x))
-
-
-def _moments(x: Dense, dtype: Any) -> Moments:
-    shares = device.cupy.empty((4, x.rows, x.channels, x.columns), dtype=dtype)
-    count, base, offset, var = (shares[k] for k in range(4))
-    kernel("share_moments")(x.flat, *x.walk, count, base, offset, var)
-    result = device.cupy.empty((3, x.channels), dtype=dtype)
-    m = Moments(result[0], result[1], result[2])
-    kernel("pool_moments")(count, base, offset, var, *m, axis=(0, 2))
+    dense = laid_out(x, axis)
+    m: Moments = _path(dense).moments(dense)
     return m
 
 
@@ -72,13 +69,8 @@ def _moments(x: Dense, dtype: Any) -> Moments:
 def normalize(
     x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> Array:
-    return _normalize(laid_out(x, axis), moments, gamma, beta, eps, relu)
-
-
-def _normalize(x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Array:
-    y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    kernel("normalize")(x.flat, *_channel(m, gamma, beta, eps), relu, *x.walk, y, size=x.threads)
-    return x.restored(y)
+    dense = laid_out(x, axis)
+    return _path(dense).normalize(dense, moments, gamma, beta, eps, relu)
 
 
 @device.on_device
@@ -86,18 +78,9 @@ def gradient_sums(
     dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, Array]:
     dense = laid_out(x, axis)
-    return _gradient_sums(memory(dy, dense.order), dense, moments, gamma, beta, eps, relu)
-
-
-def _gradient_sums(
-    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
-) -> tuple[Array, Array]:
-    shares = device.cupy.empty((2, x.rows, x.channels, x.columns), dtype=m.mean.dtype)
-    channel = _channel(m, gamma, beta, eps)
-    kernel("share_gradients")(dy, x.flat, *channel, relu, *x.walk, shares[0], shares[1])
-    sums = device.cupy.empty((2, x.channels), dtype=m.mean.dtype)
-    kernel("pool_gradients")(shares[0], shares[1], sums[0], sums[1], axis=(0, 2))
-    return sums[0], sums[1]
+    dy = memory(dy, dense.order)
+    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
+    return sums
 
 
 @device.on_device
@@ -114,27 +97,17 @@ def input_gradient(
     relu: bool,
 ) -> Array:
     dense = laid_out(x, axis)
-    return _input_gradient(memory(dy, dense.order), dense, moments, sums, count, gamma, beta, eps, relu)
+    dy = memory(dy, dense.order)
+    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu)
 
 
-def _input_gradient(
-    dy: Array,
-    x: Dense,
-    m: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    relu: bool,
+@device.on_device
+def given_gradient(
+    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> Array:
-    dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    channel = _channel(m, gamma, beta, eps)
-    kernel("input_gradient")(dy, x.flat, *channel, *sums, count, relu, *x.walk, dx, size=x.threads)
-    return x.restored(dx)
-
-
-# ---- their compositions
+    dense = laid_out(x, axis)
+    dy = memory(dy, dense.order)
+    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, gamma, beta, eps, relu)
 
 
 @device.on_device
@@ -142,8 +115,8 @@ def forward(
     x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
 ) -> tuple[Array, Moments]:
     dense = laid_out(x, axis)
-    m = _moments(dense, reference.statistics_dtype(x))
-    return _normalize(dense, m, gamma, beta, eps, relu), m
+    result: tuple[Array, Moments] = _path(dense).forward(dense, gamma, beta, eps, relu)
+    return result
 
 
 @device.on_device
@@ -152,20 +125,8 @@ def backward(
 ) -> tuple[Array, tuple[Array, Array]]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    sums = _gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
-    count = dense.outer * dense.inner
-    return _input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu), sums
-
-
-@device.on_device
-def given_gradient(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
-    dense = laid_out(x, axis)
-    dx = device.cupy.empty(dense.flat.shape, dtype=x.dtype)
-    channel = _channel(moments, gamma, beta, eps)
-    kernel("given_gradient")(memory(dy, dense.order), dense.flat, *channel, relu, *dense.walk, dx, size=dense.threads)
-    return dense.restored(dx)
+    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, gamma, beta, eps, relu)
+    return result
 
 
 @device.on_device
@@ -200,14 +161,16 @@ def sigmoid_backward(y: Array, dy: Array) -> Array:
 
 @device.on_device
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
-    rows, classes = logits.shape
-    terms = device.cupy.empty((3, rows), dtype=reference.statistics_dtype(logits))
-    top, total, row_loss = terms[0], terms[1], terms[2]
-    kernel("softmax_rows")(logits, top, total, axis=1)
-    dlogits = device.cupy.empty(logits.shape, dtype=logits.dtype)
-    kernel("softmax_gradient")(logits, labels, top, total, rows, classes, dlogits, row_loss)
-    loss = device.cupy.empty((), dtype=terms.dtype)
-    kernel("mean_loss")(row_loss, rows, loss)
+    cupy, (rows, classes) = device.cupy, logits.shape
+    logits = logits if logits.flags.c_contiguous else logits.copy(order="C")
+    if labels.dtype.name != "int64" or not labels.flags.c_contiguous:
+        labels = labels.astype(cupy.int64, order="C")
+    dtype = reference.statistics_dtype(logits)
+    blocks, threads = (1, 1024) if rows <= ONE_BLOCK else (min(-(-rows // 8), 1024), 256)
+    dlogits, loss = cupy.empty(logits.shape, dtype=logits.dtype), cupy.empty((), dtype=dtype)
+    shares, ticket = cupy.empty(blocks, dtype=dtype), cupy.zeros(1, dtype=cupy.uint32) if blocks > 1 else labels
+    raw = device.raw("cross_entropy", (("T", logits.dtype.name),), THREADS=threads)
+    raw((blocks,), (threads,), (logits, labels, dlogits, shares, ticket, loss, np.int64(rows), np.int64(classes)))
     return loss, dlogits
 
 
@@ -223,17 +186,20 @@ def _bfloat16() -> tuple[Any, ...]:
     return (ml_dtypes.bfloat16,) if int(device.cupy.__version__.partition(".")[0]) >= 14 else ()
 
 
-def _warm_normalization(x: Array) -> None:
-    ones = device.cupy.ones(2, dtype=reference.statistics_dtype(x))
-    _, m = forward(x, ones, ones, 1, 1e-5, True)
-    backward(x, x, m, ones, ones, 1, 1e-5, True)
-    given_gradient(x, x, m, ones, ones, 1, 1e-5, True)
-    blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
+def _warm_portable(x: Dense) -> None:
+    with x.flat.device:
+        ones = device.cupy.ones(2, dtype=reference.statistics_dtype(x.flat))
+        _, m = portable.forward(x, ones, ones, 1e-5, True)
+        portable.backward(x.flat, x, m, ones, ones, 1e-5, True)
+        portable.input_gradient(x.flat, x, m, None, 1, ones, ones, 1e-5, True)
+        blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
 
 
 def _warm_network(x: Array) -> None:
     sigmoid_backward(sigmoid(x), x)
-    softmax_cross_entropy(x, device.cupy.zeros(2, dtype=device.cupy.int64))
+    for rows in (2, ONE_BLOCK + 1):
+        logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))
+        softmax_cross_entropy(logits, labels)
     p, g, first, second = ([device.cupy.zeros_like(x)] for _ in range(4))
     scalars = {"rate": 0.1, "eps": 1e-8}
     sgd(p, g, [0.0], rate=0.1)

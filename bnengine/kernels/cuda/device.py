@@ -66,8 +66,20 @@ def raw(name: str, types: tuple[tuple[str, str], ...], **constants: int | str) -
     lines = [
         "#include <cuda_bf16.h>",
         "#include <cuda_fp16.h>",
+        "#include <cupy/math_constants.h>",
         *(f"typedef {C_NAMES[dtype]} {letter};" for letter, dtype in types),
         *(f"#define {constant} {value}" for constant, value in constants.items()),
         preamble(RAW[name]),
     ]
     return cupy.RawKernel("\n".join(lines), f"bnengine_{name}", options=("--std=c++17",))
+
+
+SHARED = 48 * 1024
+"""Bytes of shared memory that any kernel may have."""
+
+
+@functools.cache
+def allow_shared(kernel: Any, number: int, size: int) -> None:
+    """Let a RawKernel have so much shared memory on the device of that number."""
+    with cupy.cuda.Device(number):
+        kernel.max_dynamic_shared_size_bytes = size

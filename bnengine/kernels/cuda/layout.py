@@ -33,6 +33,11 @@ class Dense(NamedTuple):
         return self.outer, self.channels, self.inner, self.rows, self.columns
 
     @property
+    def values(self) -> int:
+        """Of a channel."""
+        return self.outer * self.inner
+
+    @property
     def threads(self) -> int:
         return self.rows * self.channels * self.columns
 

@@ -1,7 +1,7 @@
 """What each CUDA kernel takes and does, as data: `device` builds them with CuPy when they are first called.
 
 Letters are types that CuPy fills in from the arrays: T and D in memory (float16, bfloat16, float32 or
-float64), M of the statistics, G and B of gamma and beta, L of labels.
+float64), M of the statistics, G and B of gamma and beta.
 The device code that the expressions call stands in the .cuh files beside this module.
 """
 
@@ -123,7 +123,7 @@ new_var = var + (batch_var * (M)unbiased - var) * (M)weight""",
     ),
 }
 
-# ---- sigmoid and softmax
+# ---- sigmoid
 
 _NETWORK: Specs = {
     "sigmoid": Elementwise("T x", "T y", "y = T(logistic((wide<T>::type)x))", "arithmetic.cuh network.cuh"),
@@ -133,44 +133,23 @@ _NETWORK: Specs = {
         "wide<T>::type s = y; dx = T(s * (1 - s) * (wide<T>::type)dy)",
         "arithmetic.cuh network.cuh",
     ),
-    "softmax_rows": Reduction(
-        "T z",
-        "M top, M total",
-        "Exponentials<M>((M)z)",
-        "joined(a, b)",
-        "top = a.top, total = a.total",
-        "Exponentials<M>()",
-        "Exponentials<M>",
-        "arithmetic.cuh network.cuh",
-    ),
-    # The thread of a row's label stores the row's loss; of a label outside the classes, the row's first one NaN.
-    "softmax_gradient": Elementwise(
-        "T z, raw L labels, raw M top, raw M total, int64 rows, int64 classes",
-        "T dz, raw M loss",
-        """ptrdiff_t row = i / classes, column = i % classes;
-long long label = labels[row];
-bool outside = label < 0 || label >= classes;
-M shifted = (M)z - top[row], hot = outside ? M(CUDART_NAN) : M(label == column);
-dz = T((exp(shifted) / total[row] - hot) / (M)rows);
-if (label == column || (outside && column == 0)) loss[row] = log(total[row]) - (outside ? hot : shifted)""",
-        "arithmetic.cuh network.cuh",
-    ),
-    "mean_loss": Reduction(
-        "M row_loss, float64 rows",
-        "M loss",
-        "row_loss",
-        "a + b",
-        "loss = a / rows",
-        "0",
-        "double",
-        "arithmetic.cuh network.cuh",
-    ),
 }
 
 KERNELS: Specs = {**_NORMALIZATION, **_NETWORK}
 """The kernels that CuPy generates, by name."""
 
-RAW: dict[str, Raw] = {"update": Raw("arithmetic.cuh updates.cuh")}
+_TILES = "cluster.cuh tiles.cuh"
+
+RAW: dict[str, Raw] = {
+    "held_forward": Raw(f"{_TILES} held_forward.cuh"),
+    "held_backward": Raw(f"{_TILES} held_backward.cuh"),
+    "split_moments": Raw(f"{_TILES} split.cuh split_moments.cuh"),
+    "split_sums": Raw(f"{_TILES} split.cuh split_sums.cuh"),
+    "pass_forward": Raw(f"{_TILES} pass_forward.cuh"),
+    "pass_backward": Raw(f"{_TILES} pass_backward.cuh"),
+    "cross_entropy": Raw("arithmetic.cuh cross_entropy.cuh"),
+    "update": Raw("arithmetic.cuh updates.cuh"),
+}
 """The kernels written as they are, by name."""
 
 
