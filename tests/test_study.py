@@ -129,16 +129,40 @@ def test_a_run_that_diverges_stops_and_counts_as_guessing(problem):
     assert np.isfinite(curve["loss"]).all()
 
 
+def test_a_run_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
+    step, losses = running.train_step, iter([*[None] * 15, np.float32(np.nan)])
+
+    def breaking(*arguments):
+        *rest, loss = step(*arguments)
+        broken = next(losses)
+        return *rest, loss if broken is None else broken
+
+    monkeypatch.setattr(running, "train_step", breaking)
+    row, curve = running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.3)
+    assert curve["step"] == [11, 15]
+    assert max(curve["test_accuracy"]) > 0.5
+    assert (row["diverged_at"], row["steps_to_target"]) == (16, 11)
+    assert row["test_accuracy"] == pytest.approx(0.1)
+
+
 def test_a_run_repeats_with_its_seed_and_not_with_another(problem):
     curves = [running.train(tiny(norm="batch", seed=seed), problem, 0.8)[1] for seed in (0, 0, 1)]
     assert curves[0] == curves[1] != curves[2]
 
 
-def test_the_redundant_bias_is_there_and_changes_nothing(problem):
-    settings = {"norm": "batch", "dtype": "float64"}
-    net = running.network(tiny(**settings, bias="with"), 64, 10)
-    assert sum(getattr(layer, "bias", False) for layer in net.layers) == 3 + 1
-    (_, ours), (_, other) = (running.train(tiny(**settings, bias=bias), problem, 0.8) for bias in ("with", "without"))
+def test_the_redundant_bias_is_there_and_changes_nothing(problem, monkeypatch):
+    step, drawn = running.train_step, []
+
+    def watched(net, optimizer, params, *rest):
+        drawn.append(params["0"].get("bias"))
+        return step(net, optimizer, params, *rest)
+
+    monkeypatch.setattr(running, "train_step", watched)
+    ours, other = (
+        running.train(tiny(norm="batch", dtype="float64", bias=bias), problem, 0.8)[1] for bias in ("with", "without")
+    )
+    assert 0.5 < drawn[0].std() < 2
+    assert drawn[-1] is None
     np.testing.assert_allclose(ours["loss"], other["loss"], rtol=0, atol=1e-12)
 
 

@@ -88,35 +88,41 @@ def _cell(point: Point | None) -> Cell | None:
 
 
 def _section_4_1(panel: str, curves: Sequence[Curve]) -> Iterator[str]:
+    yield _accuracies(panel, curves)
+    first = {curve["norm"]: curve for curve in curves if curve["seed"] == curves[0]["seed"]}
+    yield from _inputs(first)
+    for name in ("gamma", "beta"):
+        yield _learned(first["batch"], name)
+
+
+def _accuracies(panel: str, curves: Sequence[Curve]) -> str:
     series = [
         Series(NAMES[curve["norm"]], KINDS[curve["norm"]], curve["step"], curve["test_accuracy"], markers=False)
         for curve in curves
     ]
     label = f"{panel}: test accuracy over the steps, a line for each seed."
     chart = line_chart(series, label=label, x_label="step", y_label="test accuracy")
-    yield _figure("Test accuracy, each seed", chart)
-    first = {curve["norm"]: curve for curve in curves if curve["seed"] == curves[0]["seed"]}
-    inputs = {norm: curve["input_percentiles"] for norm, curve in first.items()}
-    values = [value for rows in inputs.values() for row in rows for value in row]
-    for norm, rows in inputs.items():
+    return _figure("Test accuracy, each seed", chart)
+
+
+def _inputs(first: dict[str, Curve]) -> Iterator[str]:
+    """The watched unit's input in both arms, over the same range."""
+    values = [value for curve in first.values() for row in curve["input_percentiles"] for value in row]
+    y_range = min(values), max(values)
+    for norm, curve in first.items():
         caption = f"Input of a unit, {NAMES[norm]}"
         label = f"{caption}: {PERCENTILES} percentiles over the steps."
-        chart = line_chart(
-            _band(PERCENTILES, KINDS[norm], first[norm]["step"], rows),
-            label=label,
-            x_label="step",
-            y_label="input of the sigmoid",
-            y_range=(min(values), max(values)),
-        )
+        band = _band(PERCENTILES, KINDS[norm], curve["step"], curve["input_percentiles"])
+        chart = line_chart(band, label=label, x_label="step", y_label="input of the sigmoid", y_range=y_range)
         yield _figure(caption, chart)
-    for name in ("gamma", "beta"):
-        learned = first["batch"]
-        series = _band(PERCENTILES, "with", learned["step"], learned[f"{name}_percentiles"])
-        series.append(Series("this unit", "other", learned["step"], learned[name], markers=False))
-        label = f"{name} of the last hidden layer over the steps: percentiles over its units, and the unit's own."
-        yield _figure(
-            f"What {name} has learned", line_chart(series, label=label, x_label="step", y_label=name, y_range=None)
-        )
+
+
+def _learned(curve: Curve, name: str) -> str:
+    series = _band(PERCENTILES, "with", curve["step"], curve[f"{name}_percentiles"])
+    series.append(Series("this unit", "other", curve["step"], curve[name], markers=False))
+    label = f"{name} of the last hidden layer over the steps: percentiles over its units, and the unit's own."
+    chart = line_chart(series, label=label, x_label="step", y_label=name, y_range=None)
+    return _figure(f"What {name} has learned", chart)
 
 
 def _band(percentiles: Sequence[int], kind: str, steps: Sequence[int], rows: Sequence[Sequence[float]]) -> list[Series]:
