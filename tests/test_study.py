@@ -297,6 +297,14 @@ def test_requests_that_cannot_be_met(capsys, arguments, reason):
     assert os.listdir() == []
 
 
+@pytest.mark.parametrize("module", ["matplotlib", "tqdm"])
+def test_what_the_end_needs_is_asked_for_at_the_start(capsys, monkeypatch, module):
+    monkeypatch.setitem(sys.modules, module, None)
+    status, out, err = run(capsys, *TINY)
+    assert (status, out, err) == (2, "", f"bnengine: study: needs {module}; install the extra train\n")
+    assert os.listdir() == []
+
+
 def test_values_are_no_classes(capsys):
     Path("values.csv").write_text("a,b\n" + "".join(f"{i},{i / 7}\n" for i in range(60)))
     status, _, err = run(capsys, "--data", "values.csv")

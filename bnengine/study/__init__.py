@@ -9,6 +9,7 @@ import io
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -99,9 +100,12 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
 
     Raises
     ------
-    ConfigError, DataError, FileExistsError
+    ConfigError, DataError, FileExistsError, ImportError
         Where the request cannot be met; nothing has been written then.
     """
+    for module in ("matplotlib", "tqdm"):  # or hours of runs would end in this
+        if find_spec(module) is None:
+            raise ImportError(f"study: needs {module}; install the extra train")
     seeds, steps = options.size()
     planned = runs(options.names(), seeds=seeds, steps=steps, quick=options.quick)
     Problem.of(options.data)  # refused here, before processes and files
