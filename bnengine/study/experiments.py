@@ -61,7 +61,8 @@ class Run:
 EXPERIMENTS: dict[str, Experiment] = {
     "section_4_1": Experiment(
         "The paper's first experiment",
-        "How does test accuracy rise over the steps, and how does the input of a unit move meanwhile?",
+        "As in section 4.1 of Ioffe and Szegedy (2015, arXiv:1502.03167): how does test accuracy rise over the steps, and "
+        "how does the input of a unit move meanwhile?",
         "learning_rate",
         {"3 x 100 sigmoid": {"activation": "sigmoid", "learning_rate": (0.5,), "steps": 10}},
     ),
