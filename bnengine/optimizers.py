@@ -304,7 +304,11 @@ def clip_by_norm(grads: list[Array], largest: float) -> list[Array]:
     Nothing waits for the device.
     """
     number("largest", largest, SMALLEST, words="a positive number")
-    if type(grads) not in (list, tuple) or not grads or any(isinstance(trees.shape_of(g), str) for g in grads):
+    if (
+        type(grads) not in (list, tuple)
+        or not grads
+        or not all(isinstance(trees.shape_of(g), tuple) and is_array_api_obj(g) for g in grads)
+    ):
         raise TypeError(f"grads: expected a list of arrays, got {shown(grads)}")
     xp = array_namespace(grads[0])
     total = sum(xp.sum(g * g) for g in grads)

@@ -82,6 +82,9 @@ def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool
         return
     ours = {LOCK, *(file.name for file in files.leftovers(path, known))}  # killed before it had written anything
     found = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
+    links = [name for name in (*known, LOCK) if (path / name).is_symlink()]
+    if links:  # what is in a directory may come from somebody else
+        raise FileExistsError(f"out: {path / links[0]} is a link, and a run writes nowhere but in its own directory")
     if found and known[0] not in found:
         raise FileExistsError(f"out: {path} holds {found[0]} and no {known[0]}, so it is no run; choose another")
     if found and not overwrite and not resume:
@@ -90,7 +93,7 @@ def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool
 
 def _numbered(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-") or "run"
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "run"
     number = 1
     while True:
         path = parent / f"{safe}-{number:03d}"

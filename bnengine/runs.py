@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,17 @@ SMALL_PRODUCT = 1e8
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
+
+DESCRIPTION: dict[str, tuple[type, ...]] = {
+    "task": (str,),
+    "classes": (list,),
+    "columns": (list,),
+    "label": (str, NoneType),
+    "features": (int,),
+    "target_mean": (int, float),
+    "target_std": (int, float),
+}
+"""What the metadata of a run's network holds."""
 
 EpochCallback = Callable[[dict[str, Any]], None]
 Progress = Callable[[Iterable[Any]], Iterable[Any]]
@@ -461,7 +473,24 @@ def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loade
         raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
     config = resolve({}, str(directory / "config.toml"))
     place = make_backend(backend, dtype=config.dtype, device=device)
-    return config, checkpoints.load(directory / "model.safetensors", backend=place), place
+    loaded = checkpoints.load(directory / "model.safetensors", backend=place)
+    _check_metadata(directory / "model.safetensors", loaded)
+    return config, loaded, place
+
+
+def _check_metadata(path: Path, loaded: Loaded) -> None:
+    """Refuse a network without the description that `bnengine train` gives it, or with one that does not fit it."""
+    for name, kinds in DESCRIPTION.items():
+        if not isinstance(loaded.metadata.get(name), kinds):
+            raise CheckpointError(f"{path}: no {name} in its metadata, so it is no network of a run")
+    found, net = loaded.metadata, loaded.net
+    names = [*found["classes"], *found["columns"]]
+    outputs = len(found["classes"]) if found["task"] == "classification" else 1
+    if found["features"] != net.inputs or outputs != net.outputs or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(
+            f"{path}: its metadata describes {found['features']} features and {outputs} outputs, "
+            f"its layers have {net.inputs} and {net.outputs}"
+        )
 
 
 def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray, HostArray]:

@@ -348,6 +348,22 @@ def test_a_wrong_request_is_exit_status_2_in_one_line(capsys, arguments, message
     assert not Path("runs").exists()
 
 
+def test_a_network_that_is_no_run_s_is_refused(digits_run, capsys):
+    net, params, state, *_, metadata, _ = bn.load(digits_run / "model.safetensors")
+    good = digits_run / "model.safetensors"
+    for change, reason in (
+        ({"task": None}, "no task in its metadata, so it is no network of a run"),
+        ({"classes": ["a", "b"]}, "its metadata describes 64 features and 2 outputs, its layers have 64 and 10"),
+        ({"features": 3}, "its metadata describes 3 features and 10 outputs"),
+        ({"columns": [3]}, "its metadata describes 64 features"),
+    ):
+        bn.save(good, net, params, state, metadata=metadata | change)
+        for command in ("predict", "evaluate"):
+            status, _, err = run(capsys, command, digits_run, "--data", "digits")
+            assert status == 2
+            assert err.startswith(f"bnengine: run/model.safetensors: {reason}")
+
+
 def test_wrong_data_for_a_run(digits_run, capsys):
     np.savez("narrow.npz", x=np.ones((3, 5)), y=np.zeros(3, int))
     for command in ("predict", "evaluate"):

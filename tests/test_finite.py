@@ -116,7 +116,7 @@ def test_skipping_every_step_stops():
     arguments = {"loss": "mse", "epochs": 2, "batch_size": 8, "start": begun(LINE, optimizer)}
     with pytest.raises(bn.NonFiniteError, match=r"first at step 1: the gradient of weight in layer 0"):
         bn.fit(LINE, optimizer, rows, on_nonfinite="skip", **arguments)
-    with pytest.raises(ValueError, match="on_nonfinite: expected stop or skip, got 'go'"):
+    with pytest.raises(ValueError, match="on_nonfinite: expected 'stop' or 'skip', got 'go'"):
         bn.fit(LINE, optimizer, rows, on_nonfinite="go", **arguments)
 
 

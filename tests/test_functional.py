@@ -502,6 +502,7 @@ def test_results_do_not_change_later(rng):
 
 
 GOOD = np.ones((4, 3), np.float32)
+LABELS = np.arange(4)
 REFUSED = [
     (lambda: bn.batch_norm([[1.0, 2.0]]), TypeError, "x: expected an array of an array-API library, got list"),
     (lambda: bn.batch_norm(np.ones((4, 3), int)), TypeError, "x: expected dtype float16, .* got int64"),
@@ -561,6 +562,9 @@ REFUSED = [
     (lambda: bn.softmax_cross_entropy(GOOD[0], np.ones(3, int)), ValueError, r"logits: expected shape \(N, classes\)"),
     (lambda: bn.softmax_cross_entropy(GOOD[:0], np.ones(0, int)), ValueError, "logits: expected at least one sample"),
     (lambda: bn.binary_cross_entropy(GOOD, np.ones(3)), ValueError, r"targets: expected shape \(4, 3\) like logits"),
+    (lambda: bn.binary_cross_entropy(LABELS, LABELS), TypeError, "logits: expected dtype float16, .* got int64"),
+    (lambda: bn.binary_cross_entropy(GOOD[:, :0], GOOD[:, :0]), ValueError, "logits: expected at least one sample and"),
+    (lambda: bn.mean_squared_error(LABELS, GOOD), TypeError, "predictions: expected dtype float16, .* got int64"),
     (lambda: bn.mean_squared_error(GOOD, [1.0]), TypeError, "targets: expected an array, got list"),
     (lambda: bn.mean_squared_error(GOOD, GOOD * 1j), TypeError, "targets: expected a real dtype"),
     (lambda: bn.leaky_relu(GOOD, slope=0), ValueError, "slope: expected a number between 0 and 1, got 0"),

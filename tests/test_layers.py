@@ -157,6 +157,13 @@ REFUSED = [
         "initialization: expected 'he', 'glorot' or 'normal', got 'zeros'",
     ),
     (lambda: bn.Linear(2, 3, scale=-1), "scale: expected a number of at least 0, got -1"),
+    (lambda: bn.BatchNorm(0), "features: expected a positive int, got 0"),
+    (lambda: bn.Standardize(0), "features: expected a positive int, got 0"),
+    (lambda: bn.mlp([3, 2.0]), "sizes: expected a positive int, got 2.0"),
+    (
+        lambda: bn.mlp([3, 2], initialization="zeros"),
+        "initialization: expected 'he', 'glorot' or 'normal', got 'zeros'",
+    ),
     (lambda: bn.BatchNorm(3, activation="tanh"), "activation: expected None or 'relu', got 'tanh'"),
     (lambda: bn.BatchNorm(3, momentum=2), r"momentum: expected None or a number in \[0, 1\], got 2"),
     (lambda: bn.BatchNorm(3, eps=0), "eps: expected a positive, finite number"),
@@ -173,6 +180,45 @@ REFUSED = [
 def test_impossible_networks_are_refused(build, message):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+def test_defaults_are_the_documented_ones():
+    layer = bn.BatchNorm(3)
+    assert (layer.eps, layer.momentum, layer.activation) == (1e-5, 0.1, None)
+    assert bn.mlp([2, 3, 1]).layers[1] == bn.BatchNorm(3, activation="relu")
+    assert (bn.mlp([2, 3, 1]).inputs, bn.mlp([2, 3, 1]).outputs) == (2, 1)
+    assert bn.Sequential((bn.Activation("tanh"),)).outputs == 0
+    assert bn.Linear(1, 1) == bn.Linear(1, 1, bias=True, initialization="he", scale=1.0)
+
+
+def test_trees_of_another_network_are_refused_by_name(rng):
+    net, x = bn.mlp([3, 4, 2], standardize=True), rng.standard_normal((5, 3))
+    params, state = net.init(0, backend=FLOAT64)
+    y, _, residuals = net.forward(params, state, x, training=True)
+    cases = [
+        (lambda: net.forward(None, state, x, training=True), "params: expected a nested dict of arrays"),
+        (lambda: net.forward({}, state, x, training=True), r"params: expected 1.weight of shape \(3, 4\)"),
+        (lambda: net.forward(params, {}, x, training=True), r"state: expected 0.mean of shape \(3,\)"),
+        (lambda: net.forward(params, state, x, training=y), "training: expected True or False, got an array"),
+        (lambda: net.backward({}, residuals, y), r"params: expected 1.weight of shape \(3, 4\)"),
+        (
+            lambda: net.backward(params, residuals[:1], y),
+            "residuals, dy: expected those of this network's forward pass",
+        ),
+        (
+            lambda: net.backward(params, residuals, y[:, :1]),
+            "residuals, dy: expected those of this network's forward pass",
+        ),
+        (lambda: net.measure({}, x, backend=FLOAT64), "state: expected 0.mean"),
+        (lambda: net.measure(state, x[0], backend=FLOAT64), r"x: expected shape \(N, 3\), got \(3,\)"),
+        (lambda: net.measure(state, x[:, :2], backend=FLOAT64), r"x: expected shape \(N, 3\), got \(5, 2\)"),
+        (lambda: net.measure(state, x[:0], backend=FLOAT64), r"x: expected shape \(N, 3\), got \(0, 3\)"),
+        (lambda: net.measure(state, x > 0, backend=FLOAT64), "x: expected dtype"),
+    ]
+    for call, message in cases:
+        with pytest.raises((TypeError, ValueError), match=message):
+            call()
+    assert bn.mlp([3, 2]).measure({"as": "it is"}, x, backend=FLOAT64) == {"as": "it is"}
 
 
 def test_backward_after_inference_is_refused(rng):

@@ -85,6 +85,7 @@ def test_other_losses_and_their_metrics(rng, loss):
     assert first.history[-1][name] == pytest.approx(alone.history[-1][name], rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:running statistics of layer")
 def test_evaluation_over_ranks_counts_every_row_once(rng):
     x, y = rows(rng, 29)
     params, state = NET.init(0, backend=FLOAT64)

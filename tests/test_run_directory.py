@@ -14,6 +14,22 @@ def opened(out, name, *, overwrite=False, resume=False):
         return str(path)
 
 
+def test_nothing_is_written_through_a_link():
+    """A run directory may come from somebody else."""
+    Path("own.txt").write_text("mine")
+    for name in (*run_directory.FILES, run_directory.LOCK):
+        run = Path(f"from-{name}")
+        run.mkdir()
+        (run / "config.toml").touch()
+        (run / name).unlink(missing_ok=True)
+        (run / name).symlink_to(Path("own.txt").resolve())
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(FileExistsError, match=f"out: {run / name} is a link"):
+                opened(str(run), "x", **options)
+    assert Path("own.txt").read_text() == "mine"
+    assert len(opened(None, "x" * 300)) < 120
+
+
 def test_run_directories_are_not_mixed_up():
     first = opened(None, "digits")
     assert (first, opened(None, "digits")) == ("runs/digits-001", "runs/digits-002")
