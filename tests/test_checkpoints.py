@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,50 @@ def test_strided_and_fortran_arrays_are_written_right():
         params["1"]["weight"] = view
         bn.save("net.safetensors", NET, params, state)
         np.testing.assert_array_equal(bn.load("net.safetensors").params["1"]["weight"], view)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"path": 3}, "path: expected a path, got 3"),
+        ({"path": "a\0b"}, "path: expected a path, got 'a"),
+        ({"net": None}, "net: expected a Sequential, got None"),
+        ({"params": None}, "params: expected a dict, got None"),
+        ({"state": [1]}, r"state: expected a dict, got \[1\]"),
+        ({"opt_state": 3}, "opt_state: expected a dict, got 3"),
+        ({"opt_state": {"step": "3"}}, "opt_state: expected arrays and counts, got '3'"),
+        ({"metadata": [3]}, r"metadata: expected a dict, got \[3\]"),
+        ({"metadata": {"a": b"b"}}, "metadata: expected what JSON can hold: Object of type bytes"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(change, message):
+    params, state, _ = trained()
+    with pytest.raises(TypeError, match=message):
+        bn.save(**{"path": "net.safetensors", "net": NET, "params": params, "state": state} | change)
+    assert os.listdir() == []
+    if "path" in change:
+        with pytest.raises(TypeError, match=message):
+            bn.load(change["path"])
+
+
+def test_trees_of_another_network_are_not_saved():
+    params, state, _ = trained()
+    for tree, name in ((params, "params"), (state, "state")):
+        layer = tree["2"]
+        key = next(iter(layer))
+        tree["2"] = layer | {key: np.ones(7)}
+        with pytest.raises(ValueError, match=rf"{name}: expected 2.{key} of shape \(6,\) for this network, got \(7,\)"):
+            bn.save("net.safetensors", NET, params, state)
+        tree["2"] = layer
+
+
+def test_any_numbers_of_an_optimizer_come_back():
+    params, state, _ = trained()
+    opt_state = {"step": 3, "seen": np.arange(3), "scale": np.asarray(0.5, np.float32)}
+    bn.save("net.safetensors", NET, params, state, opt_state=opt_state)
+    back = bn.load("net.safetensors").opt_state
+    assert (type(back["step"]), back["step"], float(back["scale"])) == (int, 3, 0.5)
+    np.testing.assert_array_equal(back["seen"], np.arange(3))
 
 
 def test_saving_something_else_is_refused():

@@ -236,6 +236,59 @@ def test_other_sources_are_refused():
         data.load("digits", label="y")
 
 
+X, Y = np.arange(12.0).reshape(6, 2), np.arange(6) % 2
+REFUSED = [
+    (lambda: data.hold_out(X.tolist(), Y, 0.5, seed=0, stratify=True), "x: expected a NumPy array, got"),
+    (lambda: data.hold_out(X * 1j, Y, 0.5, seed=0, stratify=True), "x: expected numbers or text, got an array"),
+    (lambda: data.hold_out(X, Y[:3], 0.5, seed=0, stratify=True), "x, y: expected rows and a label for each"),
+    (lambda: data.hold_out(X, X, 0.5, seed=0, stratify=True), "x, y: expected rows and a label for each"),
+    (lambda: data.hold_out(X[:0], Y[:0], 0.5, seed=0, stratify=True), "x, y: expected rows and a label for each"),
+    (lambda: data.hold_out(X, Y, 1, seed=0, stratify=True), "part: expected a part between 0 and 1, got 1"),
+    (lambda: data.hold_out(X, Y, 0, seed=0, stratify=True), "part: expected a part between 0 and 1, got 0"),
+    (lambda: data.hold_out(X, Y, 0.5, seed=-1, stratify=True), "seed: expected an int of at least 0, got -1"),
+    (lambda: data.hold_out(X, Y, 0.5, seed=0, stratify=1), "stratify: expected True or False, got 1"),
+    (lambda: data.hold_out(X[:2], Y[:2], 0.3, seed=0, stratify=False), "2 rows are too few to hold out 0.3"),
+    (
+        lambda: data.batches(1, 2, np.random.default_rng(0)),
+        "batch_size: expected at least 2 rows in batches of at least 2",
+    ),
+    (
+        lambda: data.batches(4, 1, np.random.default_rng(0)),
+        "batch_size: expected at least 2 rows in batches of at least 2",
+    ),
+    (lambda: data.batches(4, 2.0, np.random.default_rng(0)), "in batches of at least 2, got 4 rows, size 2.0"),
+    (lambda: data.batches(4, 2, 0), "rng: expected a NumPy random Generator, got 0"),
+    (lambda: data.load("digits", test=0), "test: expected a part between 0 and 1, got 0"),
+    (lambda: data.load("digits", seed=1.5), "seed: expected an int of at least 0, got 1.5"),
+    (lambda: data.load("digits", task="clustering"), "task: expected 'auto', 'classification' or 'regression', got"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_arguments_of_another_kind_are_refused(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+def test_as_many_rows_as_there_must_be_are_enough():
+    x, held, y, _ = data.hold_out(X[:3], Y[:3], 0.3, seed=0, stratify=False)
+    assert (len(x), len(held), len(y)) == (2, 1, 2)
+    assert [len(batch) for batch in data.batches(2, 2, np.random.default_rng(0))] == [2]
+
+
+def test_whole_numbers_are_classes_as_far_as_float64_holds_them():
+    x = np.random.default_rng(0).standard_normal((40, 2))
+    np.savez("own.npz", x=x, y=np.where(np.arange(40) % 2, 2**53, 1))
+    assert data.load("own.npz").classes == ("1", str(2**53))
+    np.savez("own.npz", x=x, y=np.where(np.arange(40) % 2, 2.0**54, 1))
+    assert data.load("own.npz").task == "regression"
+
+
+def test_a_missing_column_is_named():
+    with pytest.raises(DataError, match="no column c, d; its columns are a, b"):
+        data.read_csv(Path(write_csv("a,b\n1,2\n")), columns=["c", "a", "d"], labelled=False)
+
+
 def test_labels_as_numbers_of_known_classes():
     numbers = data.class_numbers(np.asarray(["b", "a"]), ("a", "b"), "here")
     np.testing.assert_array_equal(numbers, [1, 0])

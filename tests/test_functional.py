@@ -567,7 +567,14 @@ REFUSED = [
     (lambda: bn.mean_squared_error(LABELS, GOOD), TypeError, "predictions: expected dtype float16, .* got int64"),
     (lambda: bn.mean_squared_error(GOOD, [1.0]), TypeError, "targets: expected an array, got list"),
     (lambda: bn.mean_squared_error(GOOD, GOOD * 1j), TypeError, "targets: expected a real dtype"),
+    (lambda: bn.leaky_relu(GOOD, slope=1), ValueError, "slope: expected a number between 0 and 1, got 1"),
     (lambda: bn.leaky_relu(GOOD, slope=0), ValueError, "slope: expected a number between 0 and 1, got 0"),
+    (
+        lambda: bn.leaky_relu_backward(GOOD, GOOD, slope=1.5),
+        ValueError,
+        "slope: expected a number between 0 and 1, got",
+    ),
+    (lambda: bn.tanh_backward(GOOD, None), TypeError, "y: expected an array of an array-API library, got NoneType"),
     (lambda: bn.relu([1.0]), TypeError, "x: expected an array"),
 ]
 

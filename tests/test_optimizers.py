@@ -173,6 +173,20 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("grads", "largest", "message"),
+    [
+        ([np.ones(2)], 0, "largest: expected a positive number, got 0"),
+        ([np.ones(2)], math.inf, "largest: expected a positive number, got inf"),
+        ([], 1.0, "grads: expected a list of arrays, got"),
+        ([3], 1.0, "grads: expected a list of arrays, got"),
+    ],
+)
+def test_clipping_of_something_else_is_refused(grads, largest, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        optimizers.clip_by_norm(grads, largest)
+
+
 @pytest.mark.parametrize(("build", "message"), REFUSED, ids=range(len(REFUSED)))
 def test_bad_settings_are_refused(build, message):
     with pytest.raises(ValueError, match=message):

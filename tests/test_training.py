@@ -349,6 +349,7 @@ REFUSED = [
     ({"train": (ROWS[0].astype(str), ROWS[1])}, "train: expected numbers, got dtype"),
     ({"train": ROWS, "validation": (ROWS[0][:, :1], ROWS[1])}, r"validation: expected x of shape \(N, 3\)"),
     ({"train": ROWS[0]}, r"train: expected a pair \(x, targets\), got an array of shape \(4, 3\) and dtype float32"),
+    ({"train": (ROWS[0], ROWS[0]), "loss": "mse"}, r"train: expected targets of shape \(4, 2\), got \(4, 3\)"),
     ({"train": ROWS, "epochs": 0}, "epochs: expected an int of at least 1, got 0"),
     ({"train": ROWS, "loss": "hinge"}, "loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse', got 'hinge'"),
     ({"train": ROWS, "batch_size": 8.0}, "batch_size: expected an int of at least 2, got 8.0"),
