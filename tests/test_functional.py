@@ -170,6 +170,14 @@ def test_not_a_number_stays_in_its_channel(library, rng, bad):
     assert np.isnan(dgamma[1])
 
 
+def test_where_the_fused_relu_is_at_its_kink_its_gradient_is_zero(library, rng):
+    x, _, _, dy = arguments(rng, (6, 3), 1)
+    to, host, zero = library.asarray, library.host, np.zeros(3, np.float32)
+    gradients = bn.batch_norm_backward(to(dy), bn.batch_norm(to(x), to(zero), to(zero), activation="relu")[1])
+    for gradient in gradients:
+        assert not host(gradient).any()
+
+
 def test_gamma_and_beta_can_undo_it(library, rng):
     x, *_ = arguments(rng, (100, 3), 1, 5.0)
     to, host = library.asarray, library.host
@@ -574,6 +582,14 @@ REFUSED = [
         ValueError,
         "slope: expected a number between 0 and 1, got",
     ),
+    *(
+        (lambda f=f: f(LABELS), TypeError, "x: expected dtype float16, .* got int64")
+        for f in (bn.identity, bn.relu, bn.leaky_relu, bn.sigmoid, bn.tanh)
+    ),
+    (lambda: bn.tanh_backward(GOOD.astype(int), GOOD), TypeError, "dy: expected dtype float16, .* got int64"),
+    (lambda: bn.batch_norm(GOOD, impl=3), TypeError, "impl: expected None or the name of an implementation, got 3"),
+    (lambda: bn.batch_norm(GOOD, all_reduce=3), TypeError, "all_reduce: expected None or a function, got 3"),
+    (lambda: bn.batch_norm(GOOD, all_reduce=len), TypeError, "all_reduce: expected an array of an array-API library"),
     (lambda: bn.tanh_backward(GOOD, None), TypeError, "y: expected an array of an array-API library, got NoneType"),
     (lambda: bn.relu([1.0]), TypeError, "x: expected an array"),
 ]

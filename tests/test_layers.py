@@ -149,6 +149,11 @@ REFUSED = [
         r"layer 0, Linear\(4, 3\), has a bias and feeds a BatchNorm, whose mean subtraction cancels it; use",
     ),
     (lambda: bn.Sequential((bn.Linear(4, 3), bn.Linear(4, 3))), "layer 1, Linear, takes 4 features but is given 3"),
+    (
+        lambda: bn.Sequential((bn.Linear(4, 3), bn.Activation("relu"), bn.Linear(4, 3))),
+        "layer 2, Linear, takes 4 features but is given 3",
+    ),
+    (lambda: bn.mlp([3, 2]).init(-1, backend="numpy"), "seed: expected an int of at least 0, got -1"),
     (lambda: bn.Sequential(()), "layers: expected at least one"),
     (lambda: bn.Linear(0, 3), "inputs: expected a positive int, got 0"),
     (lambda: bn.Linear(2, 3.0), "outputs: expected a positive int, got 3.0"),

@@ -100,6 +100,23 @@ def test_evaluation_over_ranks_counts_every_row_once(rng):
         assert found == pytest.approx(expected, rel=1e-14)
 
 
+@pytest.mark.filterwarnings("ignore:running statistics of layer")
+def test_r2_over_ranks_is_that_of_all_rows(rng):
+    x, targets = rows(rng, 29)[0], rng.standard_normal((29, NET.outputs)) * 3 + 1
+    params, state = NET.init(0, backend=FLOAT64)
+    shares = parts((x, targets), (3, 0, 26))
+
+    def run(communicator):
+        own = shares[communicator.rank]
+        return bn.evaluate(NET, params, state, own, loss="mse", backend=FLOAT64, communicator=communicator)
+
+    expected = bn.evaluate(NET, params, state, (x, targets), loss="mse", backend=FLOAT64)
+    error = bn.predict(NET, params, state, x, backend=FLOAT64) - targets
+    assert expected["r2"] == pytest.approx(1 - np.mean(error**2) / np.mean(targets.var(axis=0)), rel=1e-12)
+    for found in ranks.together(3, run):
+        assert found == pytest.approx(expected, rel=1e-12)
+
+
 # ---- statistics of a group of ranks
 
 
