@@ -62,3 +62,17 @@ def mutate(session: nox.Session) -> None:
     """Faults drawn by seed and put into the code one at a time: what share does the suite see? (an hour)"""
     session.install("-e", ".[test]", *group("libraries"))
     session.run("python", "tests/mutate.py", *session.posargs)
+
+
+@nox.session
+def processes(session: nox.Session) -> None:
+    """Four trainings at once on one empty cache of kernels."""
+    session.install("-e", ".[test]")
+    session.run("python", "tests/processes.py", *session.posargs)
+
+
+@nox.session
+def long_run(session: nox.Session) -> None:
+    """Memory and time over 100,000 steps on every library: `nox -s long_run -- numpy --steps 20000`."""
+    session.install("-e", ".[test]", *group("libraries"))
+    session.run("python", "tests/long_run.py", *session.posargs)

@@ -47,7 +47,8 @@ def skipping(step: Step) -> Step:
 
         pairs = zip(trees.leaves(after), trees.leaves(before, after), strict=True)
         kept = trees.rebuild(after, [chosen(new, old) for new, old in pairs])
-        return kept["params"], kept["state"], kept["opt_state"], xp.where(good, loss, xp.full_like(loss, float("nan")))
+        loss = xp.where(good, loss, xp.full_like(loss, float("nan")))
+        return trees.settled((kept["params"], kept["state"], kept["opt_state"], loss))
 
     return guarded
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_dask_array
+from array_api_compat import array_namespace, device
 
 from . import data, finite, trees
 from ._typing import AllReduce, Array, Tree
@@ -137,11 +137,7 @@ def train_step(
         value, doutput = _loss_sum(loss, output, targets)
         grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
     params, opt_state = optimizer.update(params, grads, opt_state)
-    if is_dask_array(value):
-        import dask
-
-        params, state, opt_state, value = dask.persist(params, state, opt_state, value)
-    return params, state, opt_state, value
+    return trees.settled((params, state, opt_state, value))
 
 
 def fit(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from array_api_compat import array_namespace, is_array_api_obj
+from array_api_compat import array_namespace, is_array_api_obj, is_dask_array
 
 from ._typing import Tree
 from .arguments import instance, shown
@@ -90,6 +90,16 @@ def copied(tree: Tree) -> Tree:
         return array_namespace(leaf).asarray(leaf, copy=True) if is_array_api_obj(leaf) else leaf
 
     return map_leaves(copy, tree)
+
+
+def settled(step: tuple[Tree, Tree, Tree, Any]) -> tuple[Tree, Tree, Tree, Any]:
+    """What a step returns, computed where its arrays are lazy (dask): each step's graph would hold all before it."""
+    if not is_dask_array(step[-1]):
+        return step
+    import dask
+
+    computed: tuple[Tree, Tree, Tree, Any] = dask.persist(*step)
+    return computed
 
 
 def _items(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 
 import numpy as np
@@ -311,17 +312,24 @@ def test_regression_and_logistic_regression(rng):
     assert fitted.history[-1]["train_accuracy"] > 0.97
 
 
-def test_dask_graphs_do_not_grow(digits):
-    backend = backend_of("dask")
-    net, optimizer = bn.mlp([64, 8, 10]), bn.optimizers.adam(0.01)
-    params, state = net.init(0, backend=backend)
-    opt_state = optimizer.init(params)
-    x, labels = backend.asarray(digits.x_train[:20]), backend.asarray(digits.y_train[:20])
-    sizes = []
-    for _ in range(4):
-        params, state, opt_state, _ = bn.train_step(net, optimizer, params, state, opt_state, x, labels)
-        sizes.append(sum(len(leaf.__dask_graph__()) for leaf in trees.leaves(params)))
-    assert sizes[0] == sizes[-1]
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_steps_leave_nothing_behind(name, on_nonfinite, digits):
+    """As many objects after five epochs as after two, no graph that grows, no history for a derivative."""
+    seen = []
+
+    def after_epoch(row, now):
+        gc.collect()
+        graphs = [len(leaf.__dask_graph__()) for leaf in trees.leaves(now.params)] if name == "dask" else []
+        if name == "torch":
+            assert all(leaf.grad_fn is None for leaf in trees.leaves(now.params))
+        seen.append((sum(graphs), len(gc.get_objects())))
+
+    net, rows = bn.mlp([64, 8, 10]), (digits.x_train[:80], digits.y_train[:80])
+    options = {"epochs": 5, "batch_size": 20, "backend": backend_of(name), "on_nonfinite": on_nonfinite}
+    bn.fit(net, bn.optimizers.adam(0.01), rows, callback=after_epoch, **options)
+    assert seen[4][0] == seen[1][0]
+    assert seen[4][1] - seen[1][1] < 60  # 12 steps in between, each of a dozen arrays
 
 
 def test_a_constant_target_has_no_r2(rng):
