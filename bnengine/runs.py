@@ -473,7 +473,10 @@ def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loade
         raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
     config = resolve({}, str(directory / "config.toml"))
     place = make_backend(backend, dtype=config.dtype, device=device)
-    loaded = checkpoints.load(directory / "model.safetensors", backend=place)
+    try:
+        loaded = checkpoints.load(directory / run_directory.MODEL, backend=place)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; bnengine train --resume --out {run} writes it anew") from error
     _check_metadata(directory / "model.safetensors", loaded)
     return config, loaded, place
 

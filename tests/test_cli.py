@@ -228,6 +228,16 @@ def test_a_second_process_on_a_run_is_refused(digits_run, capsys):
     assert set(os.listdir(digits_run)) == {*run_directory.FILES, ".lock"}
 
 
+def test_a_damaged_model_is_written_anew(digits_run, capsys):
+    model = digits_run / "model.safetensors"
+    model.write_bytes(model.read_bytes()[:-1])
+    status, _, err = run(capsys, "evaluate", digits_run)
+    assert status == 2
+    assert err.endswith("; bnengine train --resume --out run writes it anew\n")
+    assert run(capsys, "train", "--resume", "--out", "run")[0] == 0
+    assert run(capsys, "evaluate", digits_run)[0] == 0
+
+
 def test_statistics_that_are_far_from_the_rows_are_reported(digits_run, capsys):
     assert run(capsys, "evaluate", digits_run)[2] == ""
     dataset = data.load("digits")
