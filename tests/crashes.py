@@ -144,7 +144,7 @@ def _kill(kind: str, out: str, seconds: float, size: int, rng: random.Random) ->
     for _ in range(20):
         if kind == "time":
             training = rng.random() < 0.8
-            longest = seconds / 4 if training else 1.0
+            longest = seconds / 12 if training else 1.0
             status, words = killed_after(out, rng.uniform(0, longest), training=training), "after a random time"
         elif kind == "change":
             status, words = finished(out, "--change", str(rng.randint(1, 60)))[0], "before a call on the directory"
