@@ -342,6 +342,14 @@ def test_relu_keeps_nan_and_its_gradient_at_zero_is_zero(fast, axis):
     np.testing.assert_allclose(dx, reference.given_gradient(dy, x, m, None, None, axis, EPS, True), rtol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(8, 3), (200, 3), (3, 8, 2), (4, 5, 300)])
+def test_a_constant_whose_square_overflows_gives_beta(fast, shape):
+    x, beta = np.full(shape, 1e160), np.arange(shape[1], dtype=np.float64)
+    y, m = fast.forward(x, None, beta, 1, EPS, False)
+    assert (m.var == 0).all()
+    np.testing.assert_array_equal(y, np.broadcast_to(beta.reshape(1, -1, *[1] * (x.ndim - 2)), shape))
+
+
 @pytest.mark.parametrize("shape", [(64, 5), (64, 5, 30), (4, 5, 300)])
 def test_huge_values(fast, shape):
     x = np.random.default_rng(0).choice([-1e18, 1e18], shape).astype(np.float32)
@@ -509,6 +517,17 @@ def test_relu(fast, dtype):
     square = x[:900].reshape(30, 30)
     np.testing.assert_array_equal(fast.relu_backward(square.T, square), np.where(square.T <= 0, 0, square))
     assert y.dtype == fast.relu_backward(y, dy).dtype == dtype
+
+
+@pytest.mark.parametrize("function", ["relu", "sigmoid", "relu_backward", "sigmoid_backward"])
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (0, 2, 1)])
+def test_activations_keep_the_order_of_memory(fast, function, order):
+    x = np.random.default_rng(0).standard_normal((3, 40, 50)).astype(np.float32).transpose(order)
+    x.flags.writeable = False
+    arguments = (x, x) if function.endswith("backward") else (x,)
+    y = getattr(fast, function)(*arguments)
+    assert y.strides == x.strides
+    np.testing.assert_allclose(y, getattr(reference, function)(*arguments), rtol=1e-6)
 
 
 @pytest.mark.parametrize("labels_dtype", [np.int64, np.int32, np.uint8])

@@ -90,8 +90,10 @@ def moments(x: Array, start: int, stop: int, out: Array) -> None:
 def merge_positions(x: Array, rows: int, length: int, positions: Array, out: Array) -> None:
     """Rows mean and sum of squares of each channel, from those of each position and the values after them."""
     period, channels = positions.shape[1], out.shape[1]
-    out[:] = 0
     groups = 0  # of positions that hold every channel once
+    for c in range(channels):  # about one of its values, which a constant channel's mean then is exactly
+        out[0, c] = positions[0, c * length] if rows > 0 else x[c * length]
+        out[1, c] = 0
     if rows > 0:
         for pattern in range(0, period, channels * length):
             for i in range(pattern, pattern + length):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, memory
+from .. import blocked, memory, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
 
@@ -75,10 +75,15 @@ def sigmoid_backward(y: Array, dy: Array) -> Array:
 
 def _alike(y: Array, dy: Array) -> bool:
     """Whether a compiled loop may go through both side by side."""
-    return bool(y.flags.carray and dy.flags.carray and y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64))
+    return y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64)
 
 
 def _through(loop: Callable[[Array, Array, Array], None], y: Array, dy: Array) -> Array:
+    """The loop over both in the order in which y lies in memory, which is that of the result too."""
+    order = views.order(y)
+    if order is not None:
+        return _through(loop, y.transpose(order), dy.transpose(order)).transpose(np.argsort(order))
+    y, dy = plain(y, y.dtype), plain(dy, y.dtype)
     dx = memory.empty_like(y)
     loop(y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
     return dx
