@@ -158,12 +158,16 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--layout", choices=("rows", "nchw", "nhwc"), help="of --shapes (default: channels in place 1)")
     bench.add_argument("--draw", type=int, metavar="N", help="draw so many shapes by --seed")
     bench.add_argument("--seed", type=int, metavar="N", help="of the drawn shapes and of the data (default: 0)")
-    bench.add_argument("--contenders", metavar="NAME,...", help="only these, such as bnengine,pytorch (default: all)")
+    bench.add_argument(
+        "--contenders", metavar="NAME,...", help="bnengine against these, such as pytorch,jax.jit (default: all)"
+    )
     bench.add_argument("--dtype", choices=("float32", "float64"), help="default: float32")
     bench.add_argument("--backend", choices=backends.NAMES, help="default: numpy")
     bench.add_argument("--repeats", type=int, metavar="N", help="samples of each contender (default: 15)")
     bench.add_argument("--out", metavar="FILE.json", help="write the record with all samples")
-    bench.add_argument("--plot", metavar="FILE.png", help="draw the speeds relative to PyTorch")
+    bench.add_argument(
+        "--plot", metavar="FILE.png", help="draw the speeds relative to PyTorch, or to another where it is not measured"
+    )
 
 
 # ---- commands
@@ -329,6 +333,8 @@ def _bench(options: argparse.Namespace) -> int:
     given = vars(options)
     wanted = bench.Options(**{name: value for name, value in given.items() if name in bench.FIELDS})
     wanted_files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
+    if "plot" in wanted_files:
+        bench.check_plot(wanted, wanted_files["plot"], wanted_files.get("out"))
     busy = bench.machine.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
@@ -357,6 +363,8 @@ def _writable(name: str, file: str) -> Path:
         raise ConfigError(
             f"{name}: cannot write {file}: {'it is' if path.is_dir() else 'its parent is not'} a directory"
         )
+    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
+        raise ConfigError(f"{name}: cannot write {file}: permission denied")
     return path
 
 

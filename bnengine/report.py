@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 from typing import Any
@@ -11,14 +12,10 @@ BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#6b7280"
 
 def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
     """Loss and accuracy (or r2) over the epochs, as a PNG file's bytes."""
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
-    except ImportError as error:
-        raise ImportError("curves.png needs matplotlib; install the extra train") from error
+    figure = drawing()(figsize=(9, 3.6), layout="constrained", dpi=150)
+    from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
     score = "accuracy" if "test_accuracy" in summary else "r2"
-    figure = Figure(figsize=(9, 3.6), layout="constrained", dpi=150)
     left, right = figure.subplots(1, 2)
     epochs = [row["epoch"] for row in history]
     for axes, metric, title in ((left, "loss", "Loss"), (right, score, {"accuracy": "Accuracy", "r2": "R²"}[score])):
@@ -59,54 +56,78 @@ def png(figure: Any) -> bytes:
 # ---- benchmark records
 
 Bar = tuple[str, dict[str, Any], dict[str, float]]
+
+MARKERS = {"jax.jit": "o", "NumPy": "D"}
+"""Contenders beside the bars."""
+
+BASES = ("PyTorch", "NumPy", "jax.jit", "scikit-learn", "bnengine without Numba", "bnengine reference")
+"""Whose speed is 1 in a plot of speeds: the first of these that was measured."""
+
+PANELS = {
+    "fixed": "BN + ReLU, forward and backward",
+    "steps": "a training step",
+    "steps without BN": "a training step without batch normalisation",
+    "scaling": "scaling",
+}
+"""What the rows of a group show, for the title over them; other groups are of shapes too."""
+
 """Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
 
 
-def speeds(record: dict[str, Any]) -> bytes:
-    """Bars of bnengine's speed relative to PyTorch's by case, and cost curves where they were measured, as a PNG."""
+def drawing() -> Any:
+    """Matplotlib's Figure, or ImportError naming the extra that is missing."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("plot: needs matplotlib; install the extra train") from error
+        raise ImportError("pictures need matplotlib; install the extra train") from error
+    return Figure
 
-    steps = [row for row in record["rows"] if row["group"].startswith("steps")]
-    shapes = [row for row in record["rows"] if row["group"] != "scaling" and row not in steps]
+
+def speeds(record: dict[str, Any]) -> bytes:
+    """Bars of bnengine's speed by case relative to `BASES`, and cost curves where they were measured, as a PNG."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in record["rows"]:
+        groups.setdefault(PANELS.get(row["group"], PANELS["fixed"]), []).append(row)
+    groups.pop(PANELS["scaling"], None)
     panels: list[tuple[float, Any]] = []
-    for rows, title in ((shapes, "BN + ReLU, forward and backward"), (steps, "a training step")):
-        if bars := _speed_bars(rows):
-            panels.append((1.1 + 0.3 * len(bars), lambda part, b=bars, t=title: _draw_bars(part.subplots(), b, t)))
+    for title, rows in groups.items():
+        base = next((name for name in BASES if any(name in row["speed_over"] for row in rows)), None)
+        if base is not None and (bars := _speed_bars(rows, base)):
+            draw = functools.partial(_draw_bars, bars=bars, title=title, base=base)
+            panels.append((1.1 + 0.3 * len(bars), lambda part, draw=draw: draw(part.subplots())))
     if costs := _cost_curves(record["rows"]):
         panels.append((3.2, lambda part: _draw_costs(part.subplots(1, len(costs), squeeze=False)[0], costs)))
     heights = [height for height, _ in panels] or [1.0]
-    figure = Figure(figsize=(9, 0.4 + sum(heights)), layout="constrained", dpi=150)
+    figure = drawing()(figsize=(9, 0.4 + sum(heights)), layout="constrained", dpi=150)
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for part, (_, draw) in zip(parts, panels, strict=False):
         draw(part)
     versions, date = record["versions"], record["date"][:10]
+    load = f", load {record['load']['start']} to {record['load']['end']}"
     words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
-    figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}", fontsize=9, color=GREY)
+    figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", fontsize=9, color=GREY)
     return png(figure)
 
 
-def _speed_bars(rows: list[dict[str, Any]]) -> list[Bar]:
+def _speed_bars(rows: list[dict[str, Any]], base: str) -> list[Bar]:
     """One for each case in which both were measured, in the order of the rows."""
     fastest_last = sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True)
     bars = []
     for case in dict.fromkeys(row["case"] for row in rows):
-        by_family = {row["family"]: row["speed_over"].get("PyTorch") for row in fastest_last if row["case"] == case}
+        by_family = {row["family"]: row["speed_over"].get(base) for row in fastest_last if row["case"] == case}
         ours = by_family.pop("bnengine", None)
         if ours is not None:
-            others = {name: by_family[name]["median"] for name in ("jax.jit", "NumPy") if by_family.get(name)}
+            others = {name: by_family[name]["median"] for name in MARKERS if name != base and by_family.get(name)}
             bars.append((case, ours, others))
     return bars
 
 
-def _draw_bars(axes: Any, bars: list[Bar], title: str) -> None:
+def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str) -> None:
     places = range(len(bars))
     ours = [speed["median"] for _, speed, _ in bars]
     reach = [[v["median"] - v["p20"] for _, v, _ in bars], [v["p80"] - v["median"] for _, v, _ in bars]]
     axes.barh(places, ours, xerr=reach, color=BLUE, ecolor=GREY, label="bnengine", height=0.7)
-    for family, marker in (("jax.jit", "o"), ("NumPy", "D")):
+    for family, marker in MARKERS.items():
         points = [(bar[2][family], place) for place, bar in zip(places, bars, strict=True) if family in bar[2]]
         if points:
             axes.scatter(*zip(*points, strict=True), marker=marker, color=ORANGE, s=16, zorder=3, label=family)
@@ -115,12 +136,13 @@ def _draw_bars(axes: Any, bars: list[Bar], title: str) -> None:
         axes.annotate(f"{speed['median']:.1f}", (end, place), (6, 0), textcoords="offset points", va="center")
     axes.axvline(1, color="black", linewidth=1.2)
     above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
-    axes.annotate("PyTorch", (1, 1), (0, 2), **above)
+    axes.annotate(base, (1, 1), (0, 2), **above)
     axes.set_yticks(places, [case for case, _, _ in bars])
     axes.invert_yaxis()
     mean = math.exp(sum(map(math.log, ours)) / len(ours))
-    axes.set_title(f"{title}: {mean:.1f} times as fast as PyTorch (geometric mean)", pad=16, fontsize=11)
-    axes.set_xlabel("times as fast as PyTorch")
+    of_all = " (geometric mean)" if len(bars) > 1 else ""
+    axes.set_title(f"{title}: {mean:.1f} times as fast as {base}{of_all}", pad=16, fontsize=11)
+    axes.set_xlabel(f"times as fast as {base}; grey lines: 20th to 80th percentile")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 

@@ -295,7 +295,7 @@ def test_the_plot_compares_with_pytorch(record):
         return {"group": "fixed", "case": "8x3 rows", "family": family, **figures}
 
     rows = [row("bnengine", 2.0, slower), row("bnengine", 1.0, ours), row("jax.jit", 8.0, slower), row("PyTorch", 4, 0)]
-    assert report._speed_bars(rows) == [("8x3 rows", ours, {"jax.jit": 0.5})]  # the faster variant
+    assert report._speed_bars(rows, "PyTorch") == [("8x3 rows", ours, {"jax.jit": 0.5})]  # the faster variant
     assert report.speeds({**record, "rows": rows}).startswith(b"\x89PNG")
 
 
@@ -306,7 +306,16 @@ def test_the_plot_compares_with_pytorch(record):
     ("arguments", "reason"),
     [
         (["--repeats", "1"], "repeats: expected at least 2, got 1"),
-        (["--draw", "-1"], "draw: expected at least 0, got -1"),
+        (["--draw", "-1"], "draw: expected at least 1, got -1"),
+        (["--draw", "0"], "draw: expected at least 1, got 0"),
+        (["--steps", "--draw", "3"], "draw: is for kernels; add --kernels or leave it out"),
+        (["--scaling", "--shapes", "8x3"], "shapes: is for kernels; add --kernels or leave it out"),
+        (["--contenders", ""], "contenders: expected some of bnengine, bnengine without Numba, "),
+        (["--kernels", "--contenders", "scikit-learn"], "contenders: expected some of bnengine, "),
+        (["--shapes", "8x3", "--layout", "nhwc"], "layout: nhwc have three sizes or more, but shapes has '8x3'"),
+        (["--plot", "a.pdf"], "plot: expected a name that ends in .png, got a.pdf"),
+        (["--out", "a.png", "--plot", "a.png"], "plot: a.png is the file of --out too; choose another"),
+        (["--contenders", "bnengine", "--plot", "a.png"], "plot: shows speeds relative to another contender; add"),
         (["--contenders", "bnengine,abacus"], "contenders: expected some of bnengine, bnengine without Numba, "),
         (["--shapes", "4096"], "shapes: expected two positive sizes or more, got '4096'"),
         (["--shapes", "8x"], "shapes: expected sizes such as 4096x512, got '8x'"),
@@ -322,7 +331,7 @@ def test_the_plot_compares_with_pytorch(record):
 def test_requests_that_cannot_be_met(capsys, arguments, reason):
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
-    assert err.startswith(f"bnengine: {reason}")
+    assert err.startswith(f"bnengine: --{reason}")
     assert err.count("\n") == 1
 
 

@@ -10,9 +10,10 @@ import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from .. import backends
+from .. import backends, report
 from ..config import ConfigError
 from ..kernels import workers
 from . import machine, normalization, scaling, steps, tables
@@ -39,7 +40,7 @@ class Options:
     scaling: bool = False
     shapes: str | None = None
     layout: str | None = None
-    draw: int = 0
+    draw: int | None = None
     seed: int = 0
     contenders: str | None = None
     dtype: str = "float32"
@@ -47,35 +48,50 @@ class Options:
     repeats: int = 15
 
     def __post_init__(self) -> None:
-        for name, least in (("draw", 0), ("seed", 0), ("repeats", 2)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name}: expected at least {least}, got {getattr(self, name)}")
+        for name, least in (("draw", 1), ("seed", 0), ("repeats", 2)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ConfigError(f"{name}: expected at least {least}, got {value}")
         for name, choices in (("dtype", tuple(normalization.TOLERANCE)), ("layout", (None, *LAYOUTS))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}: expected {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
         if self.layout is not None and self.shapes is None:
             raise ConfigError("layout: says what shapes are, but shapes is not given")
-        families = dict(normalization.BUILDERS)
-        for network in steps.FIXED:
-            families |= steps.builders(network)
-        for name in _names(self.contenders or ""):
+        for name in ("shapes", "draw"):
+            if getattr(self, name) is not None and not self.measures("kernels"):
+                raise ConfigError(f"{name}: is for kernels; add --kernels or leave it out")
+        families = self.families()
+        for name in [] if self.contenders is None else _names(self.contenders) or [""]:
             if name not in map(str.lower, families):
                 raise ConfigError(f"contenders: expected some of {', '.join(families)}, got {name!r}")
         self.groups()
         _usable(self.backend)
 
+    def measures(self, part: str) -> bool:
+        """Whether "kernels", "steps" or "scaling" is measured: kernels and steps where nothing is asked for."""
+        if self.kernels or self.steps or self.scaling:
+            return bool(getattr(self, part))
+        return part != "scaling"
+
+    def families(self) -> list[str]:
+        """Contenders of what is measured."""
+        found = dict(normalization.BUILDERS) if self.measures("kernels") else {}
+        for network in steps.FIXED if self.measures("steps") else ():
+            found |= steps.builders(network)
+        return list(dict.fromkeys([*found, *(scaling.FAMILIES if self.scaling else ())]))
+
     def groups(self) -> dict[str, list[Shape]]:
         """Shapes by the name of their group: the fixed list unless others are asked for."""
         found = {}
         if self.shapes is not None:
-            found["shapes"] = [_shape(text, self.layout) for text in self.shapes.split(",")]
-        if self.draw:
+            found["shapes"] = list(dict.fromkeys(_shape(text, self.layout) for text in self.shapes.split(",")))
+        if self.draw is not None:
             found["drawn"] = drawn(self.draw, self.seed)
         return found or {"fixed": list(FIXED)}
 
     def wanted(self, family: str) -> bool:
-        """Whether a contender was asked for; the copy is what the limit is taken from."""
-        if self.contenders is None or family == COPY:
+        """Whether a contender was asked for. bnengine always is, and the copy, which the limit is taken from."""
+        if self.contenders is None or family in (OURS, COPY):
             return True
         return family.lower() in _names(self.contenders)
 
@@ -116,13 +132,12 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "left_out": [],
     }
     tell(tables.heading(record))
-    everything = not (options.kernels or options.steps or options.scaling)
-    if options.kernels or everything:
+    if options.measures("kernels"):
         _normalization(options, record, tell)
     with steps.settings_kept():  # a contender's threads and kernels are its own
-        if options.steps or everything:
+        if options.measures("steps"):
             _steps(options, record, tell)
-        if options.scaling:
+        if options.measures("scaling"):
             _scaling(options, record, tell)
     record["summary"] = summary(record["rows"])
     record["load"]["end"] = machine.load()
@@ -215,6 +230,17 @@ def wrong(record: Record) -> list[str]:
 # ---- checks
 
 
+def check_plot(options: Options, plot: Path, out: Path | None) -> None:
+    """Refuse a picture that could not be drawn or written, before anything is measured."""
+    if plot == out:
+        raise ConfigError(f"plot: {plot} is the file of --out too; choose another")
+    if plot.suffix != ".png":
+        raise ConfigError(f"plot: expected a name that ends in .png, got {plot}")
+    if not options.scaling and not any(map(options.wanted, report.BASES)):
+        raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(report.BASES)}")
+    report.drawing()
+
+
 def _names(contenders: str) -> list[str]:
     return [name.strip().lower() for name in contenders.split(",") if name.strip()]
 
@@ -226,9 +252,10 @@ def _shape(text: str, layout: str | None) -> Shape:
         raise ConfigError(f"shapes: expected sizes such as 4096x512, got {text!r}") from None
     if len(sizes) < 2 or min(sizes) < 1:
         raise ConfigError(f"shapes: expected two positive sizes or more, got {text!r}")
-    if layout == "rows" and len(sizes) > 2:
-        raise ConfigError(f"layout: rows have two sizes, but shapes has {text!r}")
-    shape = Shape(sizes, -1 if layout == "nhwc" and len(sizes) > 2 else 1)
+    if layout is not None and (layout == "rows") != (len(sizes) == 2):
+        wanted = "two sizes" if layout == "rows" else "three sizes or more"
+        raise ConfigError(f"layout: {layout} have {wanted}, but shapes has {text!r}")
+    shape = Shape(sizes, -1 if layout == "nhwc" else 1)
     if math.prod(sizes) // sizes[shape.axis] < 2:
         raise ConfigError(f"shapes: expected two values or more for each channel, got {text!r}")
     return shape

@@ -26,7 +26,8 @@ def normalization_head(dtype: str, repeats: int) -> str:
     """The heading over lines of shapes."""
     columns = "".join(f"{name:>11}" for name in HEADINGS)
     return (
-        f"\nBN + ReLU, forward and backward, {dtype}: median of {repeats}, times as fast as (p20 to p80)\n"
+        f"\nBN + ReLU, forward and backward, {dtype}, median of {repeats}: time of bnengine, and how many times as fast "
+        "it is as\n"
         f"{'shape':<22}{'bnengine':>11}{'PyTorch':>22}{columns}{'of limit':>10}"
     )
 
@@ -47,7 +48,7 @@ def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
 def step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
     """One network: each family's fastest variant, its time, our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
-    yield f"{'':<44}{'time':>9}{'bnengine is times as fast (p20 to p80)':>41}{'page faults':>13}"
+    yield f"{'':<44}{'time':>9}{'bnengine is faster by (p20 to p80)':>41}{'page faults':>13}"
     ours = best(rows, OURS)
     for family in dict.fromkeys(row["family"] for row in rows):
         row = best(rows, family)
