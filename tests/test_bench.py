@@ -312,7 +312,6 @@ def test_the_plot_compares_with_pytorch(record):
         (["--scaling", "--shapes", "8x3"], "shapes: is for kernels; add --kernels or leave it out"),
         (["--contenders", ""], "contenders: expected some of bnengine, bnengine without Numba, "),
         (["--kernels", "--contenders", "scikit-learn"], "contenders: expected some of bnengine, "),
-        (["--shapes", "8x3", "--layout", "nhwc"], "layout: nhwc have three sizes or more, but shapes has '8x3'"),
         (["--plot", "a.pdf"], "plot: expected a name that ends in .png, got a.pdf"),
         (["--out", "a.png", "--plot", "a.png"], "plot: a.png is the file of --out too; choose another"),
         (["--contenders", "bnengine", "--plot", "a.png"], "plot: shows speeds relative to another contender; add"),

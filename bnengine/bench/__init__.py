@@ -252,10 +252,9 @@ def _shape(text: str, layout: str | None) -> Shape:
         raise ConfigError(f"shapes: expected sizes such as 4096x512, got {text!r}") from None
     if len(sizes) < 2 or min(sizes) < 1:
         raise ConfigError(f"shapes: expected two positive sizes or more, got {text!r}")
-    if layout is not None and (layout == "rows") != (len(sizes) == 2):
-        wanted = "two sizes" if layout == "rows" else "three sizes or more"
-        raise ConfigError(f"layout: {layout} have {wanted}, but shapes has {text!r}")
-    shape = Shape(sizes, -1 if layout == "nhwc" else 1)
+    if layout == "rows" and len(sizes) > 2:
+        raise ConfigError(f"layout: rows have two sizes, but shapes has {text!r}")
+    shape = Shape(sizes, -1 if layout == "nhwc" and len(sizes) > 2 else 1)
     if math.prod(sizes) // sizes[shape.axis] < 2:
         raise ConfigError(f"shapes: expected two values or more for each channel, got {text!r}")
     return shape
