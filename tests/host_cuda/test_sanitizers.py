@@ -22,9 +22,10 @@ build.launch(BLOCK_SUM.replace("parts[warp]", "parts[warp + 1]"), "block_sum", a
 """
 
 
-def test_kernels_are_clean(stand_in: ModuleType) -> None:
-    tests = str(Path(__file__).with_name("test_kernels_on_host.py"))
-    done = _sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", tests)
+@pytest.mark.parametrize("tests", ["test_kernels_on_host.py", "test_wide.py"])
+def test_kernels_are_clean(stand_in: ModuleType, tests: str) -> None:
+    path = str(Path(__file__).with_name(tests))
+    done = _sanitized("-m", "pytest", "-q", "-p", "no:cacheprovider", path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
