@@ -18,7 +18,7 @@ version = release = bnengine.__version__
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "numpydoc", "mathml"]
 html_math_renderer = "mathml"
-exclude_patterns = ["_build", "jupyter_execute"]
+exclude_patterns = ["_build", "jupyter_execute", "cuda_on_paper.md"]  # the last is part of cuda.md
 
 # Pages
 myst_enable_extensions = ["dollarmath"]

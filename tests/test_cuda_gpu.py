@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -149,3 +151,14 @@ def test_fingerprints_follow_the_source(sources: ModuleType, monkeypatch: pytest
     assert [name for name, hash_ in sources.fingerprints().items() if hash_ != before[name]] == ["blend"]
     monkeypatch.setattr(sources, "preamble", lambda spec: f"// {spec.source}")
     assert all(hash_ != before[name] for name, hash_ in sources.fingerprints().items())
+
+
+def test_the_tables_on_paper_are_of_these_kernels(sources: ModuleType) -> None:
+    """docs/cuda_on_paper.md was made from the kernels and the rule as they are."""
+    root = Path(__file__).parents[1]
+    spec = importlib.util.spec_from_file_location("cuda_on_paper", root / "benchmarks" / "cuda_on_paper.py")
+    paper = importlib.util.module_from_spec(spec)
+    sys.modules["cuda_on_paper"] = paper
+    spec.loader.exec_module(paper)
+    advice = "python benchmarks/cuda_on_paper.py > docs/cuda_on_paper.md"
+    assert paper.fingerprint() in (root / "docs" / "cuda_on_paper.md").read_text(), advice
