@@ -25,7 +25,6 @@ ERRORS = {
     3: "an index lies outside its array",
     4: "it ran for longer than any kernel here should",
     5: "an address lies outside the dynamic shared memory of the cluster",
-    6: "it read or wrote at an address that is nobody's",
 }
 
 SECONDS = 120.0

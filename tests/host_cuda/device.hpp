@@ -55,7 +55,7 @@ static const int warpSize = 32;
 
 namespace host {
 
-enum Error { NONE, PARTIAL_BARRIER, DEADLOCK, OUTSIDE_ARRAY, ENDLESS, OUTSIDE_CLUSTER, BAD_ADDRESS };
+enum Error { NONE, PARTIAL_BARRIER, DEADLOCK, OUTSIDE_ARRAY, ENDLESS, OUTSIDE_CLUSTER };
 enum Wait { RUNNING, AT_WARP, AT_BLOCK, AT_CLUSTER, DONE };
 enum Schedule { LOWEST, HIGHEST, ROTATING, RANDOM };
 
@@ -288,21 +288,6 @@ static void out_of_time(int) {
   setcontext(&stopped);
 }
 
-// An address that is nobody's. The sanitizers tell of one themselves, and better.
-static void bad_address(int) {
-  error = BAD_ADDRESS;
-  setcontext(&stopped);
-}
-
-static void catch_bad_addresses(bool begin) {
-#ifndef __SANITIZE_ADDRESS__
-  static struct sigaction before;
-  struct sigaction ours = {};
-  ours.sa_handler = bad_address;
-  begin ? sigaction(SIGSEGV, &ours, &before) : sigaction(SIGSEGV, &before, nullptr);
-#endif
-}
-
 static void allow(double seconds) {
   signal(SIGVTALRM, seconds > 0 ? out_of_time : SIG_DFL);
   itimerval limit = {{0, 0}, {(time_t)seconds, (suseconds_t)((seconds - (time_t)seconds) * 1e6)}};
@@ -339,14 +324,12 @@ static int launch(void (*entry)(void**), void** args, const Launch& how) {
   random_state = 1;
   error = NONE;
   launcher = pthread_self();
-  catch_bad_addresses(true);
-  getcontext(&stopped);  // out_of_time and bad_address come back here
+  getcontext(&stopped);  // out_of_time comes back here
   if (error == NONE) {
     allow(how.seconds);
     run(how);
   }
   allow(0);
-  catch_bad_addresses(false);
   for (int rank = 0; rank < cluster; ++rank) free(dynamic[rank]);
   return error;
 }

@@ -176,18 +176,6 @@ def test_writing_beside_an_array_shows(
             stand_in.RawKernel(FILL.replace("threadIdx.x", f"(int)threadIdx.x {slip}"), "fill")((1,), (32,), (y,))
 
 
-def test_an_address_that_is_nobodys_is_named(kernels: ModuleType, stand_in: ModuleType) -> None:
-    """And the next launch is none the worse."""
-    from .build import HostError
-
-    with stand_in.Device():
-        y = stand_in.empty(32, np.float32)
-        with pytest.raises(HostError, match="nobody's"):
-            stand_in.RawKernel(FILL.replace("y[threadIdx.x]", "((float*)8)[threadIdx.x]"), "fill")((1,), (32,), (y,))
-        stand_in.RawKernel(FILL, "fill")((1,), (32,), (y,))
-        assert (stand_in.host(y) == 1).all()
-
-
 def test_what_does_not_compile_is_shown(block_sum: Callable[[str, str], bool]) -> None:
     with pytest.raises(RuntimeError, match="valuee"):
         block_sum(BLOCK_SUM.replace("float value", "float valuee"), "lowest")
