@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 NEEDS = {
-    "cupy": ["bnengine/kernels/cuda/*", "tests/host_cuda/[bms]*.py"],
+    "cupy": ["bnengine/kernels/cuda/*", "tests/host_cuda/[blms]*.py"],
     "numba": ["bnengine/kernels/cpu/*"],
 }
 collect_ignore_glob = [path for module, paths in NEEDS.items() if find_spec(module) is None for path in paths]

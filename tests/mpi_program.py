@@ -38,4 +38,5 @@ def main():
     sys.exit(cli.main(arguments))
 
 
-main()
+if __name__ == "__main__":
+    main()
