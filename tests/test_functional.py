@@ -301,7 +301,7 @@ def test_average_over_all_batches(rng):
 
 
 @pytest.mark.parametrize("shares", [(5, 5), (1, 9), (10, 0), (3, 1, 0, 6)])
-@pytest.mark.parametrize("offset", [0.0, 1e6])
+@pytest.mark.parametrize("offset", [0.0, 900.0, 1e6])
 def test_statistics_over_ranks_are_those_of_the_whole_batch(rng, shares, offset):
     x, gamma, beta, dy = arguments(rng, (10, 4), 1, offset)
     truth = oracles.batch_norm(x, gamma, beta, dy)

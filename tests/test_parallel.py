@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 
+import libraries
 import numpy as np
+import oracles
 import pytest
 import ranks
 
@@ -189,7 +191,7 @@ def test_the_check_for_enough_rows_counts_all_ranks(rng):
 
 
 def test_what_a_step_communicates_is_counted(rng):
-    """Three small reductions for each of two BatchNorm layers, one for all gradients."""
+    """Two small reductions for each of two BatchNorm layers, one for all gradients."""
     x, y = rows(rng, 8)
 
     def run(communicator):
@@ -200,7 +202,7 @@ def test_what_a_step_communicates_is_counted(rng):
         return communicator.reductions, communicator.bytes
 
     gradients, channels = NET.parameters + 2, 8 + 6  # with loss and count
-    assert ranks.together(2, run) == [(1 + 3 * 2, 8 * (gradients + 5 * channels + 2 * 2))] * 2
+    assert ranks.together(2, run) == [(1 + 2 * 2, 8 * (gradients + 4 * channels + 2 * 2))] * 2
 
 
 def test_an_error_on_one_rank_is_raised_on_all():
@@ -311,3 +313,41 @@ def test_a_bad_value_is_named_on_every_rank(tmp_path, rng):
             shards.load(resolve({"data": str(tmp_path / "bad")}), communicator)
 
     ranks.together(2, run)
+
+
+# ---- batch statistics
+
+
+@pytest.mark.parametrize(("offset", "sums"), [(0.0, 1), (500.0, 1), (2000.0, 2), (1e6, 2)])
+def test_statistics_take_one_sum_where_the_means_are_near_zero(rng, offset, sums):
+    x = rng.standard_normal((40, 6)) + offset
+    shares = np.split(x, [1, 1, 30])
+    truth = oracles.batch_norm(x, np.ones(6), np.zeros(6), x)
+
+    def run(communicator):
+        y, residuals = bn.batch_norm(shares[communicator.rank], all_reduce=communicator.sum)
+        return y, residuals.var, communicator.reductions
+
+    results = ranks.together(4, run)
+    np.testing.assert_allclose(np.concatenate([y for y, _, _ in results]), truth.y, rtol=0, atol=3e-8)
+    for _, var, reductions in results:
+        np.testing.assert_allclose(var, truth.var, rtol=1e-9)
+        assert reductions == sums
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 1e4, 1e6])
+def test_a_library_without_float64_takes_two(rng, offset):
+    xp = libraries.need("jax.numpy")
+    x = (rng.standard_normal((40, 6)) + offset).astype(np.float32)
+    shares = [xp.asarray(part) for part in np.split(x, [1, 1, 30])]
+    truth = oracles.batch_norm(x, np.ones(6), np.zeros(6), x)
+
+    def run(communicator):
+        y, _ = bn.batch_norm(shares[communicator.rank], all_reduce=communicator.sum)
+        return np.asarray(y), communicator.reductions
+
+    results = ranks.together(4, run)
+    np.testing.assert_allclose(
+        np.concatenate([y for y, _ in results]), truth.y, rtol=0, atol=1e-6 * np.abs(truth.y).max()
+    )
+    assert {reductions for _, reductions in results} == {2}

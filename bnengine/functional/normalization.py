@@ -13,6 +13,9 @@ from ..kernels import reference, select
 from ..kernels.reference import Moments
 from . import checks
 
+FAR = 1000.0
+"""Standard deviations from zero up to which a mean over ranks needs one sum only."""
+
 
 class Residuals(NamedTuple):
     """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
@@ -390,25 +393,32 @@ def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
 def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduce: AllReduce) -> tuple[Moments, int]:
     """Moments of the batch that all ranks hold together, merged by counts (Chan, Golub and LeVeque 1979).
 
-    Two sums: a rough mean first, so that the second can be taken about it without cancellation. The count
-    travels in the first as two numbers, since float32 is exact only to 2^24.
+    The squares of each rank are about its own mean. How far the means lie apart takes the mean of all: one sum
+    about zero tells it to 1e-9 of the variance in float64, unless some mean is more than FAR standard deviations
+    from zero. Then, and without float64, a second sum is taken about the mean that the first has given.
     """
-    xp, dtype, place = array_namespace(x), reference.statistics_dtype(x), device(x)
+    xp, dtype, channels = array_namespace(x), reference.statistics_dtype(x), x.shape[axis]
+    wide, place = reference._float64(x) or dtype, device(x)
     if count:
-        local = kernels.moments(x, axis)
+        mean, remainder, var = (xp.astype(part, wide) for part in kernels.moments(x, axis))
     else:
-        local = Moments(*(xp.zeros((x.shape[axis],), dtype=dtype, device=place) for _ in range(3)))
-    parts = xp.asarray([count >> 12, count & 0xFFF], dtype=dtype, device=place)
-    total = all_reduce(xp.concat([local.mean * count, parts]))
+        mean = remainder = var = xp.zeros((channels,), dtype=wide, device=place)
+    own = mean + remainder
+    parts = xp.asarray([count >> 12, count & 0xFFF], dtype=wide, device=place)  # float32 is exact to 2^24 only
+    total = all_reduce(xp.concat([own * count, (var + own * own) * count, parts]))
     checks.floating("all_reduce", total)
     n = int(total[-2]) * 4096 + int(total[-1])
     _enough(n, x, " over all ranks")
-    mean = total[:-2] / n
-    delta = (local.mean - mean) + local.remainder
-    share = count / n
-    second = all_reduce(xp.concat([delta * share, (local.var + delta * delta) * share]))
-    remainder, square = second[: x.shape[axis]], second[x.shape[axis] :]
-    return Moments(mean, remainder, square - remainder * remainder), n
+    mean_all, square = total[:channels] / n, total[channels : 2 * channels] / n
+    var_all, rest = square - mean_all * mean_all, xp.zeros_like(square)
+    limit = FAR * FAR if wide == xp.float64 else 0.0
+    if not bool(xp.all(mean_all * mean_all <= limit * var_all)):
+        delta, share = (mean - mean_all) + remainder, count / n
+        total = all_reduce(xp.concat([delta * share, (var + delta * delta) * share]))
+        rest, var_all = total[:channels], total[channels:] - total[:channels] * total[:channels]
+    rounded = xp.astype(mean_all, dtype)
+    remainder = xp.astype((mean_all - xp.astype(rounded, wide)) + rest, dtype)
+    return Moments(rounded, remainder, xp.astype(var_all, dtype)), n
 
 
 def _flat(v: Array | None) -> Array | None:
