@@ -76,3 +76,10 @@ def long_run(session: nox.Session) -> None:
     """Memory and time over 100,000 steps on every library: `nox -s long_run -- numpy --steps 20000`."""
     session.install("-e", ".[test]", *group("libraries"))
     session.run("python", "tests/long_run.py", *session.posargs)
+
+
+@nox.session
+def mpi(session: nox.Session) -> None:
+    """Training on 1 to 8 ranks against one process (minutes)."""
+    session.install("-e", ".[test]", *group("mpi"))
+    session.run("pytest", "tests/test_mpi.py", "-m", "grid", "-s", *session.posargs)

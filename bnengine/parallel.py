@@ -352,8 +352,11 @@ def _take_gpu(world: Any) -> None:
     """Make the GPU with this rank's number on its node the current one."""
     try:
         import cupy
+        from cupy.cuda import nccl
     except ImportError as error:
         raise ImportError("distributed: nccl needs CuPy; install the extra cuda12 or cuda13") from error
+    if not nccl.available:
+        raise ImportError("distributed: CuPy finds no NCCL; pip install nvidia-nccl-cu12 or nvidia-nccl-cu13")
     local = world.Split_type(_mpi().COMM_TYPE_SHARED).Get_rank()
     found = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
     if local >= found:

@@ -20,3 +20,12 @@ def _own_directory(tmp_path, monkeypatch):
     """No test writes into the directory that the suite is run from."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BNENGINE_BACKEND", raising=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave the whole grid out unless it is asked for with `-m grid`."""
+    if "grid" in config.option.markexpr:
+        return
+    left_out = [item for item in items if item.get_closest_marker("grid")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if not item.get_closest_marker("grid")]

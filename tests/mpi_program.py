@@ -16,7 +16,7 @@ def faulty(step, kind, at):
         if steps == at:
             if kind == "raise":
                 raise MemoryError("planted")
-            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP}[kind])
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[kind])
         return step(*arguments)
 
     return stepped

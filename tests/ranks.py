@@ -28,18 +28,18 @@ class Threads(Communicator):
 
     def _split(self, size):
         group = self.rank // size * size
-        made = [_slates(size) if rank % size == 0 else None for rank in range(self.size)]
+        made = [slates(size) if rank % size == 0 else None for rank in range(self.size)]
         slate, barrier = self._gather(made)[group][group]
         return Threads(self.rank - group, slate, barrier) if size > 1 else Alone()
 
 
-def _slates(size):
+def slates(size):
     return [None] * size, threading.Barrier(size)
 
 
 def together(size, function):
     """function(communicator) of so many ranks at once, by rank; the first error is raised."""
-    slate, barrier = _slates(size)
+    slate, barrier = slates(size)
     results, errors = [None] * size, []
 
     def run(rank):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -82,6 +83,9 @@ def test_a_run_goes_on_with_another_number_of_ranks(alone):
     first, _ = train(2, "run", FAULT="raise:1:10")  # in the second epoch
     assert first.returncode == 1
     assert said(first) == ["bnengine: rank 1 of 2: planted"]
+    then, _ = mpiexec(3, "train", "--distributed", "mpi", "--resume", "--out", "run", FAULT="term:2:3")
+    assert then.returncode == 128 + signal.SIGTERM
+    assert said(then) == ["bnengine: interrupted after step 14; --resume --out run goes on from there"]
     done, _ = mpiexec(4, "train", "--distributed", "mpi", "--resume", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert [json.loads(line)["epoch"] for line in Path("run", "metrics.jsonl").read_text().splitlines()] == [1, 2, 3]
@@ -146,3 +150,20 @@ def test_a_launcher_of_another_mpi_is_noticed():
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert done.returncode == 1
     assert "the launcher started 4 processes (OMPI_COMM_WORLD_SIZE) but MPI knows of 1" in done.stderr
+
+
+@pytest.mark.grid
+@pytest.mark.parametrize("ranks", range(1, 9))
+@pytest.mark.parametrize("batch_size", [4, 64])
+def test_one_to_eight_ranks_train_the_network_of_one_process(tmp_path, ranks, batch_size):
+    """Batches of four over eight ranks: shares of no row and of one. Minutes: `nox -s mpi` runs it."""
+    options = ["train", "--epochs", "3", "--dtype", "float64", "--hidden", "64,32", "--batch-size", str(batch_size)]
+    assert cli.main([*options, "--out", "alone"]) == 0
+    done, _ = mpiexec(ranks, *options, "--distributed", "mpi", "--out", "ranks", seconds=900)
+    assert done.returncode == 0, done.stderr
+    worst = max(
+        distance(network("alone").params, network("ranks").params),
+        distance(network("alone").state, network("ranks").state),
+    )
+    print(f"{ranks} ranks, batch {batch_size}: largest difference {worst:.1e}")
+    assert worst < 1e-8

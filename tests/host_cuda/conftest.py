@@ -60,12 +60,3 @@ def on_chip(kernels: ModuleType) -> Iterator[Callable[[str], None]]:
 def device(stand_in: ModuleType) -> checks.Device:
     """NumPy memory as the device's."""
     return checks.Device(stand_in.device, stand_in.host)
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the whole grid out unless it is asked for with `-m grid`."""
-    if "grid" in config.option.markexpr:
-        return
-    left_out = [item for item in items if item.get_closest_marker("grid")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if not item.get_closest_marker("grid")]
