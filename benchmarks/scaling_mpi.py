@@ -260,7 +260,8 @@ def local(rows: list[dict], messages: list[dict], network: Network) -> list[dict
     cores = len(os.sched_getaffinity(0))
     alone = [row for row in rows if row["mode"] == "compute" and row["ranks"] == 1]
     constant, slope = fitted([row["batch"] for row in alone], [row["seconds"] for row in alone])
-    at_once = {row["ranks"]: row["seconds"] / (constant + slope * WEAK) for row in rows if row["mode"] == "compute"}
+    same = [row for row in rows if row["mode"] == "compute" and row["batch"] == WEAK]
+    at_once = {row["ranks"]: row["seconds"] / (constant + slope * WEAK) for row in same}
     pair = [row for row in messages if row["ranks"] == 2]
     latency, each = fitted([row["bytes"] for row in pair], [row["seconds"] for row in pair])
     compared = []
