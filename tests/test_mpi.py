@@ -125,16 +125,16 @@ def test_a_rank_that_is_stuck_is_given_up(rng):
 def test_ranks_that_differ_are_refused_in_one_line(fault, message):
     done, _ = train(2, "run", FAULT=fault)
     assert done.returncode == 1
-    assert said(done) == [f"bnengine: distributed: {message}"]
+    assert said(done) == [f"bnengine: --distributed: {message}"]
     assert not Path("run").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sync-ranks", "3"], "sync_ranks: expected a divisor of the number of ranks, 2, got 3"),
-        (["--data", "none.npz"], "data: no file or directory none.npz; the data sets by name are "),
-        (["--learning-rate", "0"], "learning_rate: expected a positive number, got 0.0"),
+        (["--sync-ranks", "3"], "--sync-ranks: expected a divisor of the number of ranks, 2, got 3"),
+        (["--data", "none.npz"], "--data: no file or directory none.npz; the data sets by name are "),
+        (["--learning-rate", "0"], "--learning-rate: expected a positive number, got 0.0"),
     ],
 )
 def test_a_wrong_request_is_answered_once(arguments, message):
