@@ -5,5 +5,6 @@ from importlib.util import find_spec
 NEEDS = {
     "cupy": ["bnengine/kernels/cuda/*", "tests/host_cuda/[blms]*.py"],
     "numba": ["bnengine/kernels/cpu/*"],
+    "torch": ["tests/torch_ranks.py"],
 }
 collect_ignore_glob = [path for module, paths in NEEDS.items() if find_spec(module) is None for path in paths]
