@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import multiprocessing
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,6 +20,9 @@ from .checks import Device, smallest
 
 FOLDER = Path(bnengine.kernels.__file__).parent / "cuda"
 GENERATED = "CuPy's own source"
+FORK = multiprocessing.get_context("fork")
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
 
 class Bug(NamedTuple):
@@ -182,7 +186,20 @@ def test_nothing_planted_nothing_caught(
 
 
 def _outcome(stand_in: ModuleType, device: Device, bug: Bug, folder: Path, *, wide: bool = False) -> str | None:
-    """What the checks say of the bug, on the first chip and schedule that show it; None where they pass."""
+    """What the checks say of the bug; None where they pass. In a process of its own, which a bug may end."""
+    words, child_words = FORK.Pipe(duplex=False)
+    child = FORK.Process(target=lambda: child_words.send(_said(stand_in, device, bug, folder, wide=wide)))
+    child.start()
+    child.join()
+    if child.exitcode < 0:
+        return f"the process ended by signal {-child.exitcode}"
+    assert child.exitcode == 0, "the check itself failed: see standard error"
+    said: str | None = words.recv()
+    return said
+
+
+def _said(stand_in: ModuleType, device: Device, bug: Bug, folder: Path, *, wide: bool) -> str | None:
+    """The first message of the checks, over chips and schedules."""
     from .build import HostError
     from .memory import use
 
@@ -196,7 +213,7 @@ def _outcome(stand_in: ModuleType, device: Device, bug: Bug, folder: Path, *, wi
             try:
                 check(module, device)
             except (AssertionError, HostError, ValueError) as error:
-                return str(error)
+                return str(error)[:1000]
     finally:
         use("sm_90")
     return None
