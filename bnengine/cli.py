@@ -71,7 +71,8 @@ def _as_given(reason: str, given: dict[str, Any]) -> str:
 
 
 def _failed(reason: str, status: int) -> int:
-    print(f"bnengine: {reason}", file=sys.stderr, flush=True)
+    sys.stderr.write(f"bnengine: {reason}\n")  # at once: ranks share the terminal, print would write the end separately
+    sys.stderr.flush()
     return status
 
 

@@ -166,7 +166,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     if labels.dtype.name != "int64" or not labels.flags.c_contiguous:
         labels = labels.astype(cupy.int64, order="C")
     dtype = reference.statistics_dtype(logits)
-    blocks, threads = (1, 1024) if rows <= ONE_BLOCK else (min(-(-rows // 8), 1024), 256)
+    most = 512 if logits.dtype.name == "float64" else 1024  # more would leave too few registers
+    blocks, threads = (1, most) if rows <= ONE_BLOCK else (min(-(-rows // 8), 1024), 256)
     dlogits, loss = cupy.empty(logits.shape, dtype=logits.dtype), cupy.empty((), dtype=dtype)
     shares, ticket = cupy.empty(blocks, dtype=dtype), cupy.zeros(1, dtype=cupy.uint32) if blocks > 1 else labels
     raw = device.raw("cross_entropy", (("T", logits.dtype.name),), THREADS=threads)

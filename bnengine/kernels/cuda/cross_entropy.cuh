@@ -36,7 +36,8 @@ __device__ M one_row(const T* z, T* dz, long long label, long long rows, long lo
   return outside ? M(CUDART_NAN) : log(total) - ((M)z[label] - top);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+// One block on a multiprocessor will do: to make room for more, the compiler would spill registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     bnengine_cross_entropy(const T* __restrict__ z, const long long* __restrict__ labels, T* __restrict__ dz, M* shares,
                            unsigned* ticket, M* loss, const long long rows, const long long classes) {
   __shared__ M parts[WARPS];

@@ -1,6 +1,8 @@
 // The backward pass that reads x and dy once: a block, or a cluster of blocks, holds a tile in shared memory.
 
-extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS)
+static constexpr int AT_ONCE = KEPT == 8 ? 1 : 2;  // blocks of a multiprocessor: eight channels take the registers of two
+
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AT_ONCE)
     bnengine_held_backward(const Vector* __restrict__ dy, const Vector* __restrict__ x, Vector* __restrict__ dx,
                            float* sum_dy, float* sum_dy_xhat, const float* __restrict__ mean,
                            const float* __restrict__ rest, const float* __restrict__ var,

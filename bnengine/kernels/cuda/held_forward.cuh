@@ -1,6 +1,15 @@
 // The training forward pass that reads x once: a block, or a cluster of blocks, holds a tile in shared memory.
 
-extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS)
+template <typename>
+struct AtOnce {
+  static constexpr int blocks = 2;  // of a multiprocessor
+};
+template <>
+struct AtOnce<__nv_bfloat16> {
+  static constexpr int blocks = KEPT == 8 ? 1 : 2;  // eight channels take a few registers more than two blocks leave
+};
+
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AtOnce<T>::blocks)
     bnengine_held_forward(const Vector* __restrict__ x, Vector* __restrict__ y, float* mean, float* rest, float* var,
                           const float* __restrict__ gamma, const float* __restrict__ beta, const Layout layout,
                           const Options options) {

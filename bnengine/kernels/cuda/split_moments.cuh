@@ -61,7 +61,7 @@ __device__ void pooled(Share (&result)[KEPT], const float (&base)[KEPT], const T
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     bnengine_split_moments(const Vector* __restrict__ x, Share* shares, unsigned int* tickets, float* mean, float* rest,
                            float* var, const Layout layout, const Options options) {
   extern __shared__ uint4 memory[];
