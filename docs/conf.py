@@ -32,6 +32,8 @@ nb_render_markdown_format = "myst"  # tables in outputs
 nb_execution_in_temp = True  # pages write files
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # pages call bnengine
 
+os.environ["REPOSITORY"] = str(Path(__file__).parents[1])  # pages read benchmarks/results
+
 # Reference
 default_role = "py:obj"  # docstrings write `batch_norm` for a name
 autosummary_generate = False  # a page for a topic, not for a name
