@@ -27,7 +27,7 @@ def html(record: Record) -> str:
     Pictures are SVG elements, with tables of the same numbers behind them.
     """
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
-    body = "\n".join(["".join(_opening(record)), *_sections(record), _repeat(record["meta"])])
+    body = "\n".join(["".join(_opening(record)), *_sections(record), _lost(record), _repeat(record["meta"])])
     title = f"What batch normalisation changes: {record['meta']['data']}"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<title>{escape(title)}</title>\n'
@@ -49,12 +49,9 @@ def _opening(record: Record) -> Iterator[str]:
     firsts = {(s["experiment"], s["text"].partition(":")[0]): s for s in reversed(said)}  # of each panel
     yield _list((s for s in reversed(firsts.values()) if s["experiment"] in HEADLINES), with_title=True)
     compared = [sentence for sentence in said if sentence["wins"] is not None]
-    lost = [sentence for sentence in compared if not sentence["wins"]]
-    yield (
-        f"<p>Batch normalisation wins {len(compared) - len(lost)} of {len(compared)} comparisons. "
-        + ("These are the others:</p>" if lost else "</p>")
-    )
-    yield _list(lost, with_title=True)
+    won = sum(sentence["wins"] for sentence in compared)
+    others = ' <a href="#lost">Where it does not win</a> is listed whole.' if won < len(compared) else ""
+    yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons.{others}</p>"
     yield (
         f'<p class="soft">Usable: {escape(meta["usable"])}. Steps are counted to a test accuracy of '
         f"{meta['target']:g} at the steps looked at, which are a factor of the square root of two apart, within the "
@@ -64,6 +61,14 @@ def _opening(record: Record) -> Iterator[str]:
     )
     names = dict.fromkeys(row["experiment"] for row in record["rows"])
     yield "<nav>" + " ".join(f'<a href="#{name}">{escape(EXPERIMENTS[name].title)}</a>' for name in names) + "</nav>"
+
+
+def _lost(record: Record) -> str:
+    """Every comparison that batch normalisation does not win."""
+    lost = [sentence for sentence in record["summary"] if sentence["wins"] is False]
+    if not lost:
+        return ""
+    return f'<section id="lost"><h2>Where it does not win</h2>{_list(lost, with_title=True)}</section>'
 
 
 def _list(said: Iterable[Record], *, with_title: bool = False) -> str:
