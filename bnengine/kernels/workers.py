@@ -15,7 +15,7 @@ from queue import SimpleQueue
 
 Task = Callable[[int], None]
 
-SERIAL = 1 << 20  # values below which handing work over costs more than it gains
+SERIAL = 1 << 19  # values below which handing work over costs more than it gains
 SPLIT = 1 << 18  # values of a block at least
 MOST = 64  # blocks
 
