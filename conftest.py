@@ -3,7 +3,7 @@
 from importlib.util import find_spec
 
 NEEDS = {
-    "cupy": ["bnengine/kernels/cuda/*", "tests/host_cuda/[blms]*.py"],
+    "cupy": ["bnengine/bench/gpu/*", "bnengine/kernels/cuda/*", "tests/host_cuda/[blms]*.py"],
     "numba": ["bnengine/kernels/cpu/*"],
     "torch": ["tests/torch_ranks.py"],
 }

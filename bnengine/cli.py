@@ -155,19 +155,22 @@ def _add_bench(bench: argparse.ArgumentParser) -> None:
     bench.add_argument("--kernels", action="store_true", help="batch normalisation (default: with steps)")
     bench.add_argument("--steps", action="store_true", help="whole training steps (default: with kernels)")
     bench.add_argument("--scaling", action="store_true", help="how cost grows with rows, channels, depth and batch")
-    bench.add_argument("--shapes", metavar="NxC,...", help="shapes such as 4096x512,32x64x56x56 (default: nine)")
+    bench.add_argument("--shapes", metavar="NxC,...", help="shapes such as 4096x512,32x64x56x56 (default: a list)")
     bench.add_argument("--layout", choices=("rows", "nchw", "nhwc"), help="of --shapes (default: channels in place 1)")
     bench.add_argument("--draw", type=int, metavar="N", help="draw so many shapes by --seed")
     bench.add_argument("--seed", type=int, metavar="N", help="of the drawn shapes and of the data (default: 0)")
     bench.add_argument(
         "--contenders", metavar="NAME,...", help="bnengine against these, such as pytorch,jax.jit (default: all)"
     )
-    bench.add_argument("--dtype", choices=("float32", "float64"), help="default: float32")
-    bench.add_argument("--backend", choices=backends.NAMES, help="default: numpy")
-    bench.add_argument("--repeats", type=int, metavar="N", help="samples of each contender (default: 15)")
+    bench.add_argument("--dtype", help="float32 (default), float64; on cupy float16, bfloat16, float32")
+    bench.add_argument("--backend", choices=backends.NAMES, help="numpy (default) or cupy")
+    bench.add_argument("--repeats", type=int, metavar="N", help="samples of each contender (default: 15; on cupy 50)")
+    bench.add_argument("--minutes", type=float, metavar="M", help="begin no case after so many minutes")
     bench.add_argument("--out", metavar="FILE.json", help="write the record with all samples")
     bench.add_argument(
-        "--plot", metavar="FILE.png", help="draw the speeds relative to PyTorch, or to another where it is not measured"
+        "--plot",
+        metavar="FILE.png",
+        help="draw the speeds relative to PyTorch, or to another where it is not measured; on a GPU, parts of the copy's",
     )
 
 
@@ -343,9 +346,10 @@ def _bench(options: argparse.Namespace) -> int:
     if "out" in wanted_files:
         files.write(wanted_files["out"], bench.to_json(record))
     if "plot" in wanted_files:
-        files.write(wanted_files["plot"], report.speeds(record))
+        draw = report.fractions if wanted.backend == "cupy" else report.speeds
+        files.write(wanted_files["plot"], draw(record))
     wrong = bench.wrong(record)
-    return _failed(f"not timed, because wrong: {'; '.join(wrong)}", 1) if wrong else 0
+    return _failed(f"not timed: {'; '.join(wrong)}", 1) if wrong else 0
 
 
 def _warmup(options: argparse.Namespace) -> int:

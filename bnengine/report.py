@@ -56,6 +56,7 @@ def png(figure: Any) -> bytes:
 # ---- benchmark records
 
 Bar = tuple[str, dict[str, Any], dict[str, float]]
+"""Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
 
 MARKERS = {"jax.jit": "o", "NumPy": "D"}
 """Contenders beside the bars."""
@@ -70,8 +71,6 @@ PANELS = {
     "scaling": "scaling",
 }
 """What the rows of a group show, for the title over them; other groups are of shapes too."""
-
-"""Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
 
 
 def drawing() -> Any:
@@ -107,6 +106,64 @@ def speeds(record: dict[str, Any]) -> bytes:
     words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
     figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", fontsize=9, color=GREY)
     return png(figure)
+
+
+FAMILIES = {
+    "bnengine": (BLUE, "o"),
+    "PyTorch": (ORANGE, "s"),
+    "torch.compile": (ORANGE, "x"),
+    "jax.jit": (GREY, "D"),
+    "bnengine portable": (BLUE, "."),
+}
+"""Who stands in a picture of a GPU's record, and how."""
+
+
+def fractions(record: dict[str, Any]) -> bytes:
+    """A GPU's record as a PNG: the part of the copy's bandwidth by case, kind of work and dtype; speeds of steps."""
+    cold = [row for row in record["rows"] if row["clock"] == "cold"]
+    loops = [row for row in record["rows"] if row["group"] == "steps, loop"]
+    dtypes, works = (list(dict.fromkeys(row[name] for row in cold)) for name in ("dtype", "work"))
+    panels: list[tuple[float, Any]] = []
+    for dtype in dtypes:
+        rows = [row for row in cold if row["dtype"] == dtype]
+        height = 0.9 + 0.17 * len({row["case"] for row in rows})
+        panels.append((height, functools.partial(_draw_fractions, rows=rows, works=works, dtype=dtype)))
+    base = next((name for name in BASES if any(name in row["speed_over"] for row in loops)), None)
+    if base is not None and (bars := _speed_bars(loops, base)):
+        draw = functools.partial(_draw_bars, bars=bars, title="a training step", base=base)
+        panels.append((1.1 + 0.3 * len(bars), lambda part: draw(part.subplots())))
+    heights = [height for height, _ in panels] or [1.0]
+    figure = drawing()(figsize=(11, 0.4 + sum(heights)), layout="constrained", dpi=120)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (_, draw_panel) in zip(parts, panels, strict=False):
+        draw_panel(part)
+    device, copy = record["device"], record["copy"]["bytes_per_second"] / 1e9
+    words = f"{device['name']}, copy {copy:.4g} GB/s, bnengine {record['versions']['bnengine']}, {record['date'][:10]}"
+    figure.suptitle(words, fontsize=9, color=GREY)
+    return png(figure)
+
+
+def _draw_fractions(part: Any, rows: list[dict[str, Any]], works: list[str], dtype: str) -> None:
+    """A column for each kind of work, a line for each case, the fastest variant of each family."""
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    columns = part.subplots(1, len(works), sharey=True, squeeze=False)[0]
+    for axes, work in zip(columns, works, strict=True):
+        for family, (colour, marker) in FAMILIES.items():
+            best: dict[str, float] = {}
+            for row in rows:
+                if (row["work"], row["family"]) == (work, family):
+                    best[row["case"]] = max(row["of_copy"]["median"], best.get(row["case"], 0.0))
+            if best:
+                places = [cases.index(case) for case in best]
+                axes.scatter(list(best.values()), places, color=colour, marker=marker, s=14, label=family)
+        axes.set_yticks(range(len(cases)), cases, fontsize=7)
+        axes.set_title(f"{work}, {dtype}", fontsize=10)
+        axes.set_xlabel("part of the copy's bandwidth, L2 cold", fontsize=8)
+        axes.set_xlim(left=0)
+        axes.grid(color="#e5e7eb")
+        axes.spines[["top", "right"]].set_visible(False)
+    columns[0].invert_yaxis()
+    columns[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
 def _speed_bars(rows: list[dict[str, Any]], base: str) -> list[Bar]:

@@ -161,7 +161,7 @@ def test_wrong_results_are_not_timed(monkeypatch, capsys, name):
     monkeypatch.setitem(normalization.BUILDERS, "spoiled", spoiled(name, calls))
     status, _, err = run(capsys, *TINY[:-1], "spoiled,numpy", "--out", "record.json")
     assert status == 1
-    assert err.startswith("bnengine: not timed, because wrong: spoiled, 8x3 rows: wrong by ")
+    assert err.startswith("bnengine: not timed: spoiled, 8x3 rows: wrong by ")
     assert err.count("\n") == 1
     assert calls == [name] * 2  # looked at once for each shape
     record = json.loads(Path("record.json").read_text())
@@ -177,6 +177,30 @@ def test_a_library_that_is_not_installed_is_named(monkeypatch, capsys):
     status, out, _ = run(capsys, *TINY[:-1], "abacus,bnengine")
     assert status == 0
     assert "not measured: Abacus: No module named 'abacus'\n" in out
+
+
+def test_a_contender_that_raises_is_named_and_the_others_are_timed(monkeypatch, capsys):
+    def build(case):
+        yield case.contender("broken", lambda: 1 / 0)
+
+    monkeypatch.setitem(normalization.BUILDERS, "broken", build)
+    status, _, err = run(capsys, *TINY[:-1], "broken,numpy", "--out", "record.json")
+    assert status == 1
+    assert err.startswith(
+        "bnengine: not timed: broken, 8x3 rows: ZeroDivisionError: division by zero; broken, 2x3x4x4 "
+    )
+    record = json.loads(Path("record.json").read_text())
+    assert {"bnengine", "NumPy"} <= {row["family"] for row in record["rows"]}
+
+
+def test_what_does_not_fit_into_the_minutes_is_left_out(capsys):
+    status, out, _ = run(capsys, *TINY, "--minutes", "0", "--out", "record.json")
+    assert status == 0
+    assert "8x3 rows              not measured" in out
+    assert out.count("not measured: all: no time was left of --minutes 0\n") == 1
+    record = json.loads(Path("record.json").read_text())
+    assert record["rows"] == []
+    assert [left["case"] for left in record["left_out"]] == ["8x3 rows", "2x3x4x4 nchw"]
 
 
 def test_jax_without_float64_is_named():
@@ -321,6 +345,9 @@ def test_the_plot_compares_with_pytorch(record):
         (["--shapes", "1x5"], "shapes: expected two values or more for each channel, got '1x5'"),
         (["--layout", "nhwc"], "layout: says what shapes are, but shapes is not given"),
         (["--shapes", "2x3x4x4", "--layout", "rows"], "layout: rows have two sizes, but shapes has '2x3x4x4'"),
+        (["--minutes", "-1"], "minutes: expected at least 0, got -1"),
+        (["--minutes", "nan"], "minutes: expected at least 0, got nan"),
+        (["--dtype", "float16"], "dtype: expected float32 or float64, got 'float16'"),
         (["--backend", "torch"], "backend: "),
         (["--backend", "cupy"], "backend: "),
         (["--out", "nowhere/record.json"], "out: cannot write nowhere/record.json: its parent is not a directory"),

@@ -19,12 +19,16 @@ from ..kernels import workers
 from . import machine, normalization, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
-from .timing import COPY, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded
+from .timing import COPY, FAILED, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded, time_is_over
 
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
 
 LAYOUTS = ("rows", "nchw", "nhwc")
+DTYPES = {"numpy": ("float32", "float64"), "cupy": ("float16", "bfloat16", "float32")}
+"""What is measured on each backend."""
+SAMPLES = {"numpy": 15, "cupy": 50}
+"""Of each contender, unless asked otherwise."""
 FORMAT = 1
 """Of the record; raised when a reader of older ones would misread it."""
 
@@ -45,27 +49,37 @@ class Options:
     contenders: str | None = None
     dtype: str = "float32"
     backend: str = "numpy"
-    repeats: int = 15
+    repeats: int | None = None
+    minutes: float | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("draw", 1), ("seed", 0), ("repeats", 2)):
+        _usable(self.backend)
+        for name, least in (("draw", 1), ("seed", 0), ("repeats", 2), ("minutes", 0)):
             value = getattr(self, name)
-            if value is not None and value < least:
+            if value is not None and not value >= least:
                 raise ConfigError(f"{name}: expected at least {least}, got {value}")
-        for name, choices in (("dtype", tuple(normalization.TOLERANCE)), ("layout", (None, *LAYOUTS))):
+        for name, choices in (("dtype", DTYPES[self.backend]), ("layout", (None, *LAYOUTS))):
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name}: expected {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        if self.scaling and self.backend != "numpy":
+            raise ConfigError(f"scaling: is measured on numpy only; leave it out for {self.backend}")
         if self.layout is not None and self.shapes is None:
             raise ConfigError("layout: says what shapes are, but shapes is not given")
         for name in ("shapes", "draw"):
             if getattr(self, name) is not None and not self.measures("kernels"):
                 raise ConfigError(f"{name}: is for kernels; add --kernels or leave it out")
+        if self.dtype not in DTYPES["numpy"] and self.measures("steps"):
+            raise ConfigError(f"dtype: {self.dtype} is for kernels; add --kernels or leave it out")
         families = self.families()
         for name in [] if self.contenders is None else _names(self.contenders) or [""]:
             if name not in map(str.lower, families):
                 raise ConfigError(f"contenders: expected some of {', '.join(families)}, got {name!r}")
         self.groups()
-        _usable(self.backend)
+
+    @property
+    def samples(self) -> int:
+        """Of each contender."""
+        return SAMPLES[self.backend] if self.repeats is None else self.repeats
 
     def measures(self, part: str) -> bool:
         """Whether "kernels", "steps" or "scaling" is measured: kernels and steps where nothing is asked for."""
@@ -75,6 +89,11 @@ class Options:
 
     def families(self) -> list[str]:
         """Contenders of what is measured."""
+        if self.backend == "cupy":
+            from . import gpu
+
+            parts = {"kernels": gpu.normalization.BUILDERS, "steps": gpu.steps.BUILDERS}
+            return list(dict.fromkeys(name for part in parts if self.measures(part) for name in parts[part]))
         found = dict(normalization.BUILDERS) if self.measures("kernels") else {}
         for network in steps.FIXED if self.measures("steps") else ():
             found |= steps.builders(network)
@@ -87,7 +106,13 @@ class Options:
             found["shapes"] = list(dict.fromkeys(_shape(text, self.layout) for text in self.shapes.split(",")))
         if self.draw is not None:
             found["drawn"] = drawn(self.draw, self.seed)
-        return found or {"fixed": list(FIXED)}
+        if found:
+            return found
+        if self.backend == "cupy":
+            from . import gpu
+
+            return {"fixed": list(gpu.normalization.FIXED)}
+        return {"fixed": list(FIXED)}
 
     def wanted(self, family: str) -> bool:
         """Whether a contender was asked for. bnengine always is, and the copy, which the limit is taken from."""
@@ -127,18 +152,17 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         **machine.described(),
         "threads": workers.threads(),
         "load": {"start": machine.load()},
-        **{name: getattr(options, name) for name in ("backend", "dtype", "repeats", "seed")},
+        **{name: getattr(options, name) for name in ("backend", "dtype", "seed", "minutes")},
+        "repeats": options.samples,
         "rows": [],
         "left_out": [],
     }
-    tell(tables.heading(record))
-    if options.measures("kernels"):
-        _normalization(options, record, tell)
-    with steps.settings_kept():  # a contender's threads and kernels are its own
-        if options.measures("steps"):
-            _steps(options, record, tell)
-        if options.measures("scaling"):
-            _scaling(options, record, tell)
+    if options.backend == "cupy":
+        from . import gpu
+
+        gpu.run(options, record, tell)
+    else:
+        _processor(options, record, tell)
     record["summary"] = summary(record["rows"])
     record["load"]["end"] = machine.load()
     record["seconds"] = round(time.perf_counter() - began, 1)
@@ -147,8 +171,19 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     return record
 
 
+def _processor(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    tell(tables.heading(record))
+    if options.measures("kernels"):
+        _normalization(options, record, tell)
+    with steps.settings_kept():  # a contender's threads and kernels are its own
+        if options.measures("steps"):
+            _steps(options, record, tell)
+        if options.measures("scaling"):
+            _scaling(options, record, tell)
+
+
 def _normalization(options: Options, record: Record, tell: Callable[[str], None]) -> None:
-    tell(tables.normalization_head(options.dtype, options.repeats))
+    tell(tables.normalization_head(options.dtype, options.samples))
     for group, shapes in options.groups().items():
         for shape in shapes:
             case = normalization.Case(shape, options.dtype, options.seed)
@@ -162,12 +197,12 @@ def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> Non
         case = steps.Case(network, options.dtype, options.seed)
         about = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
         rows = _measured(options, record, case, about, steps.builders(network), steps.PAUSE)
-        for line in tables.step_lines(rows, network.name, options.repeats):
+        for line in tables.step_lines(rows, network.name, options.samples):
             tell(line)
 
 
 def _scaling(options: Options, record: Record, tell: Callable[[str], None]) -> None:
-    tell(tables.scaling_head(options.repeats))
+    tell(tables.scaling_head(options.samples))
     for point in scaling.points(options.dtype, options.seed, PAUSE):
         name = f"{point.varies} {point.value}, {point.rest}"
         about = {"group": "scaling", "case": name, "varies": point.varies, "value": point.value, "rest": point.rest}
@@ -180,11 +215,16 @@ def _measured(
     options: Options, record: Record, case: Any, about: Record, builders: Mapping[str, Builder], pause: float = PAUSE
 ) -> list[Record]:
     """The rows of a case, which are added to the record."""
-    outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.repeats, pause=pause)
+    if time_is_over(options.minutes, record, about["case"]):
+        return []
+    outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.samples, pause=pause)
     rows = [{**about, **row, **_of_limit(row)} for row in outcome.rows]
     record["rows"] += rows
     record["left_out"] += [{"case": about["case"], **left} for left in outcome.left_out]
     return rows
+
+
+# ---- figures
 
 
 def _of_limit(row: Record) -> Record:
@@ -222,8 +262,8 @@ def to_json(record: Record) -> str:
 
 
 def wrong(record: Record) -> list[str]:
-    """What was refused because its results were wrong."""
-    refused = [left for left in record["left_out"] if left["kind"] == WRONG]
+    """What was refused because its results were wrong or it failed."""
+    refused = [left for left in record["left_out"] if left["kind"] in (WRONG, FAILED)]
     return [f"{left['contender']}, {left['case']}: {left['reason']}" for left in refused]
 
 
@@ -236,7 +276,7 @@ def check_plot(options: Options, plot: Path, out: Path | None) -> None:
         raise ConfigError(f"plot: {plot} is the file of --out too; choose another")
     if plot.suffix != ".png":
         raise ConfigError(f"plot: expected a name that ends in .png, got {plot}")
-    if not options.scaling and not any(map(options.wanted, report.BASES)):
+    if options.backend == "numpy" and not options.scaling and not any(map(options.wanted, report.BASES)):
         raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(report.BASES)}")
     report.drawing()
 
@@ -262,9 +302,9 @@ def _shape(text: str, layout: str | None) -> Shape:
 
 def _usable(backend: str) -> None:
     if backend not in backends.NAMES:
-        raise ConfigError(f"backend: expected numpy, got {backend!r}")
+        raise ConfigError(f"backend: expected {' or '.join(DTYPES)}, got {backend!r}")
     reason = backends.unusable(backend)
     if reason is not None:
         raise ConfigError(f"backend: {backend} cannot be used here: {reason}")
-    if backend != "numpy":
-        raise ConfigError(f"backend: bench measures numpy, on the processor; it does not measure {backend}")
+    if backend not in DTYPES:
+        raise ConfigError(f"backend: bench measures {' and '.join(DTYPES)}; it does not measure {backend}")

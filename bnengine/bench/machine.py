@@ -14,7 +14,10 @@ import numpy as np
 from .. import __version__
 from .timing import cores
 
-LIBRARIES = ("numpy", "numba", "torch", "jax", "scikit-learn", "array-api-compat", "threadpoolctl")
+LIBRARIES = (
+    *("numpy", "numba", "torch", "triton", "jax", "scikit-learn", "array-api-compat", "threadpoolctl"),
+    *("cupy-cuda12x", "cupy-cuda13x", "ml_dtypes"),
+)
 SETTINGS = (
     "OPENBLAS_NUM_THREADS",
     "OPENBLAS_THREAD_TIMEOUT",
@@ -24,6 +27,11 @@ SETTINGS = (
     "MKL_NUM_THREADS",
     "NUMBA_NUM_THREADS",
     "XLA_FLAGS",
+    "XLA_PYTHON_CLIENT_PREALLOCATE",
+    "CUDA_VISIBLE_DEVICES",
+    "CUPY_ACCELERATORS",
+    "CUPY_TF32",
+    "NVIDIA_TF32_OVERRIDE",
 )
 """Environment variables that change what is measured."""
 
@@ -92,6 +100,45 @@ def busy() -> str | None:
     if now is None or now <= max(spare, 0.5):
         return None
     return f"the machine is busy (load {now} on {cores()} processors); figures mislead"
+
+
+def gpu() -> dict[str, Any]:
+    """The GPU that CuPy uses, CUDA and the kernels, as plain data."""
+    import cupy
+
+    from ..kernels.cuda.sources import fingerprints
+
+    device, runtime = cupy.cuda.Device(), cupy.cuda.runtime
+    properties = runtime.getDeviceProperties(device.id)
+    about = {
+        "name": properties["name"].decode(),
+        "compute_capability": device.compute_capability,
+        "multiprocessors": device.attributes["MultiProcessorCount"],
+        "memory": properties["totalGlobalMem"],
+        "l2_cache": device.attributes["L2CacheSize"],
+        "driver": gpu_asked("driver_version").get("driver_version"),
+        "cuda_driver": runtime.driverGetVersion(),
+        "cuda_runtime": runtime.runtimeGetVersion(),
+    }
+    return {"device": about, "kernels": fingerprints()}
+
+
+def gpu_clocks() -> dict[str, str]:
+    """Clocks in MHz, power in watts and temperature of the GPU now; empty where nvidia-smi is not there."""
+    clocks = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")
+    return gpu_asked(*clocks, "power.draw", "power.limit", "temperature.gpu")
+
+
+def gpu_asked(*names: str) -> dict[str, str]:
+    """What nvidia-smi says of the GPU that CuPy uses."""
+    import cupy
+
+    command = ["nvidia-smi", f"--id={cupy.cuda.Device().pci_bus_id}", f"--query-gpu={','.join(names)}"]
+    try:
+        done = subprocess.run([*command, "--format=csv,noheader,nounits"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+    return dict(zip(names, done.stdout.strip().split(", "), strict=True))
 
 
 def commit() -> str | None:

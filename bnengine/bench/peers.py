@@ -29,17 +29,18 @@ def _torch_network(case: Any) -> Any:
         inputs, outputs = layer["weight"].shape
         linear = nn.Linear(inputs, outputs, bias="bias" in layer, dtype=dtype)
         with torch.no_grad():
-            linear.weight.copy_(torch.from_numpy(layer["weight"].T))
+            linear.weight.copy_(torch.from_dlpack(layer["weight"].T))
             if "bias" in layer:
-                linear.bias.copy_(torch.from_numpy(layer["bias"]))
+                linear.bias.copy_(torch.from_dlpack(layer["bias"]))
         modules.append(linear)
         if layer is not layers[-1]:
             modules += [nn.BatchNorm1d(outputs, dtype=dtype)] if "gamma" in layer else []
             modules.append(activation())
-    return nn.Sequential(*modules)
+    return nn.Sequential(*modules).to(torch.from_dlpack(layers[0]["weight"]).device)
 
 
-def _torch_step(case: Any, *, fused: bool, compiled: bool = False) -> Any:
+def torch_step(case: Any, *, fused: bool, compiled: bool = False) -> Any:
+    """A step as PyTorch's users write it, from the case's first parameters, where these are."""
     import torch
 
     net = _torch_network(case)
@@ -64,7 +65,7 @@ def torch_eager(case: Any) -> Iterator[Contender]:
         prepare = functools.partial(torch.set_num_threads, count)
         for fused in (False, True):
             variant = f"{threads(count)}{', fused optimiser' if fused else ''}"
-            yield case.contender(PYTORCH, _torch_step(case, fused=fused), variant, prepare, torch.from_numpy)
+            yield case.contender(PYTORCH, torch_step(case, fused=fused), variant, prepare, torch.from_numpy)
 
 
 def torch_compiled(case: Any) -> Iterator[Contender]:
@@ -73,14 +74,14 @@ def torch_compiled(case: Any) -> Iterator[Contender]:
 
     prepare = functools.partial(torch.set_num_threads, cores())
     prepare()
-    step = _torch_step(case, fused=True, compiled=True)
+    step = torch_step(case, fused=True, compiled=True)
     try:
         step(*map(torch.from_numpy, case.batches[0]))  # needs a C++ compiler, and finds out late
     except Exception as error:
         words = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ImportError(f"does not work here: {words}") from error
     torch.compiler.reset()  # the step above has moved the parameters
-    step = _torch_step(case, fused=True, compiled=True)
+    step = torch_step(case, fused=True, compiled=True)
     yield case.contender("torch.compile", step, threads(cores()), prepare, torch.from_numpy)
 
 
@@ -88,26 +89,29 @@ def torch_compiled(case: Any) -> Iterator[Contender]:
 
 
 def jax_jit(case: Any) -> Iterator[Contender]:
+    place = backend("jax", dtype=case.dtype)  # raises where it has no float64
+    for variant, step, kept in jax_steps(case):
+        yield case.contender(JAX, holding(step, kept), variant, None, place.asarray)
+
+
+def jax_steps(case: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """A step as JAX users write it, with running statistics, and our own step; both compiled, what they hold donated."""
     import jax
 
-    place = backend("jax", dtype=case.dtype)  # raises where it has no float64
+    place = backend("jax", dtype=case.dtype)
     optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
     params, state = case.net.init(0, backend=place)
     own = jax.jit(functools.partial(train_step, case.net, optimizer), donate_argnums=(0, 1, 2))
-    layers = jax.tree.map(place.asarray, case.layers())
+    layers = jax.tree.map(lambda a: jax.numpy.array(jax.dlpack.from_dlpack(a)), case.layers())
     zeros = jax.tree.map(place.xp.zeros_like, layers)
     running = [{"mean": 0 * p["gamma"], "var": 0 * p["gamma"] + 1} for p in layers[:-1] if "gamma" in p]
     moments = {"first": zeros, "second": jax.tree.map(place.xp.copy, zeros), "step": place.xp.asarray(0)}
     written = jax.jit(_jax_step(case.network), donate_argnums=(0, 1, 2))
-    for variant, step, kept in (
-        ("as its users write it", written, (layers, running, moments)),
-        ("of bn.train_step", own, (params, state, jax.tree.map(place.xp.asarray, optimizer.init(params)))),
-    ):
-        yield case.contender(JAX, _holding(step, kept), variant, None, place.asarray)
+    yield "as its users write it", written, (layers, running, moments)
+    yield "of bn.train_step", own, (params, state, jax.tree.map(place.xp.asarray, optimizer.init(params)))
 
 
-def _holding(step: Any, kept: tuple[Any, ...]) -> Any:
+def holding(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
     """The step, with what it returns given to it again; waits until the loss and the parameters are there."""
     import jax
 
@@ -115,7 +119,8 @@ def _holding(step: Any, kept: tuple[Any, ...]) -> Any:
 
     def call(x: Array, labels: Array) -> Array:
         *held[:], loss = step(*held, x, labels)
-        jax.block_until_ready(held)
+        if wait:
+            jax.block_until_ready(held)
         return loss
 
     return call

@@ -70,14 +70,15 @@ class Case:
 
     steady = True
 
-    def __init__(self, network: Network, dtype: str, seed: int = 0) -> None:
+    def __init__(self, network: Network, dtype: str, seed: int = 0, library: str = "numpy") -> None:
         rng = np.random.default_rng(seed)
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
         self.network, self.dtype = network, dtype
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
-        self.backend = backend("numpy", dtype=dtype)
-        self.batches = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
+        self.backend = backend(library, dtype=dtype)
+        drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
+        self.batches = [(self.backend.asarray(x), self.backend.asarray(labels)) for x, labels in drawn]
 
     def layers(self) -> list[dict[str, Array]]:
         """The first parameters, anew: weight and gamma, beta or bias of each layer, the output layer last."""
@@ -173,20 +174,22 @@ def each_blas_count(case: Case, family: str, make: Callable[[], Step], fast: tup
 # ---- ours
 
 
+def trained(case: Case) -> Step:
+    """`train_step`, which goes on from what it returned."""
+    optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
+    params, state = case.net.init(0, backend=case.backend)
+    opt_state = optimizer.init(params)
+
+    def step(x: Array, labels: Array) -> Array:
+        nonlocal params, state, opt_state
+        params, state, opt_state, loss = train_step(case.net, optimizer, params, state, opt_state, x, labels)
+        return loss
+
+    return step
+
+
 def _engine(family: str, fast: tuple[str, ...], case: Case) -> Iterator[Contender]:
-    def make() -> Step:
-        optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
-        params, state = case.net.init(0, backend=case.backend)
-        opt_state = optimizer.init(params)
-
-        def step(x: Array, labels: Array) -> Array:
-            nonlocal params, state, opt_state
-            params, state, opt_state, loss = train_step(case.net, optimizer, params, state, opt_state, x, labels)
-            return loss
-
-        return step
-
-    return each_blas_count(case, family, make, fast)
+    return each_blas_count(case, family, functools.partial(trained, case), fast)
 
 
 # ---- the matrix products alone
@@ -255,7 +258,7 @@ class Written:
         logits = a @ self.layers[-1]["weight"] + self.layers[-1]["bias"]
         p = np.exp(logits - logits.max(axis=1, keepdims=True))
         p /= p.sum(axis=1, keepdims=True)
-        rows = np.arange(len(x))
+        rows = np.arange(len(x), like=x)
         loss = -np.log(p[rows, labels]).mean()
         p[rows, labels] -= 1
         self._update(self._backward(p / len(x), a, saved))

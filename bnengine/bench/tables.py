@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .timing import OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, best
+from .timing import OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, best, speed
 
 PEERS = ("PyTorch operators", "jax.jit", "NumPy", "bnengine reference", WITHOUT_NUMBA)
 """Columns after PyTorch, and their headings."""
@@ -75,18 +75,71 @@ def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
     return f"{name:<32}{seconds(ours['seconds']['median']):>11}{_ratio(over, spread=True):>26}"
 
 
+# ---- on a GPU
+
+GPU_PEERS = (PYTORCH, "torch.compile", "jax.jit", "bnengine portable", "bnengine reference")
+GPU_HEADINGS = ("PyTorch", "compiled", "jax.jit", "portable", "reference")
+
+
+def gpu_heading(record: dict[str, Any]) -> str:
+    """Where the figures come from, and what the device's copy does."""
+    clocks = ", ".join(f"{name} {value}" for name, value in record["clocks"]["start"].items())
+    copy = record["copy"]
+    return (
+        f"{record['device']['name']}, driver {record['device']['driver']}, {clocks or 'clocks not known'}\n"
+        f"copy of {copy['bytes']:,} bytes: {seconds(copy['seconds']['median'])}, {copy['bytes_per_second'] / 1e9:.4g} GB/s"
+    )
+
+
+def gpu_head(dtype: str, repeats: int) -> str:
+    """The heading over lines of shapes."""
+    columns = "".join(f"{name:>11}" for name in GPU_HEADINGS)
+    return (
+        f"\nbatch normalisation, {dtype}, median of {repeats}: time of bnengine on the device with a cold and a warm L2 "
+        "cache and in\nPython's call, part of the copy's bandwidth (cold), and how many times as fast it is as (cold)\n"
+        f"{'':<40}{'cold':>9}{'warm':>9}{'call':>9}{'of copy':>9}{columns}"
+    )
+
+
+def gpu_line(rows: list[dict[str, Any]], name: str, work: str) -> str:
+    """One shape and kind of work."""
+    on = {clock: best((row for row in rows if row["clock"] == clock), OURS) for clock in ("cold", "warm", "call")}
+    ours = on["cold"]
+    if ours is None:
+        return f"{name} {work:<{39 - len(name)}}not measured"
+    times = "".join(f"{seconds(row['seconds']['median']):>9}" for row in on.values() if row)
+    others = "".join(f"{_ratio(ours['speed_over'].get(peer)):>11}" for peer in GPU_PEERS)
+    return f"{name} {work:<{39 - len(name)}}{times}{_ratio(ours['of_copy']):>9}{others}"
+
+
+def gpu_step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
+    """One network: each contender's time in a loop, on the device and in Python's call, and our speed over it."""
+    yield f"\n{name}: a training step, median of {repeats}"
+    yield f"{'':<44}{'in a loop':>10}{'device':>10}{'call':>10}{'bnengine is faster by (p20 to p80)':>38}"
+    ours = best((row for row in rows if row["clock"] == "loop"), OURS)
+    for contender in dict.fromkeys(row["contender"] for row in rows):
+        on = {row["clock"]: row for row in rows if row["contender"] == contender}
+        times = "".join(f"{seconds(on[clock]['seconds']['median']):>10}" for clock in ("loop", "warm", "call"))
+        over = speed(ours, on["loop"]) if ours and on["loop"] is not ours else None
+        yield f"{contender:<44}{times}{_ratio(over, spread=True):>38}"
+
+
 def closing(record: dict[str, Any]) -> Iterator[str]:
     """Geometric means, and what was not measured."""
     for mean in record["summary"]:
-        if mean["over"] == PYTORCH and mean["cases"] > 1:
+        if mean["cases"] > 1 and (_told_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
             yield (
-                f"{mean['group']}: {mean['family']} is {mean['geometric_mean']:.2f} times as fast as PyTorch "
+                f"{mean['group']}: {mean['family']} is {mean['geometric_mean']:.2f} times as fast as {mean['over']} "
                 f"(geometric mean of {mean['cases']}, lowest {mean['lowest']:.2f})"
             )
     reasons = {f"{left['contender']}: {left['reason']}": left["case"] for left in record["left_out"]}
     for reason in reasons:
         yield f"not measured: {reason}"
     yield f"{record['seconds']:.0f} s, load {record['load']['end']}, seed {record['seed']}"
+
+
+def _told_on_gpu(mean: dict[str, Any]) -> bool:
+    return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_PEERS
 
 
 def seconds(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import gc
 import math
 import os
@@ -25,10 +26,11 @@ FAULT_CALLS = 20
 
 OURS, WITHOUT_NUMBA = "bnengine", "bnengine without Numba"
 COPY, PRODUCTS = "copy", "matrix products"
-NUMPY, PYTORCH, OPERATORS, JAX = "NumPy", "PyTorch", "PyTorch operators", "jax.jit"
+NUMPY, PYTORCH, OPERATORS, COMPILED, JAX = "NumPy", "PyTorch", "PyTorch operators", "torch.compile", "jax.jit"
+REFERENCE, PORTABLE = "bnengine reference", "bnengine portable"
 """Families that figures are quoted of."""
 
-NOT_HERE, WRONG = "not here", "wrong"
+NOT_HERE, WRONG, FAILED = "not here", "wrong", "failed"
 """Why a contender was left out."""
 
 
@@ -42,13 +44,16 @@ class Contender:
 
     family: str
     call: Callable[[], Any]
-    """Does the work once, with fresh results, and waits until it is done."""
+    """Does the work once, with fresh results, and waits until it is done; on a GPU it only queues the work."""
     error: Callable[[], float]
     """The largest error of `call` against float64, as a part of the largest value."""
     tolerance: float
     variant: str = ""
     prepare: Callable[[], Any] = _nothing
     """Sets thread counts; called before each sample and not timed."""
+    on_stream: Callable[[], Any] | None = None
+    """Of a library that has GPU streams of its own: `call`, behind what the current stream does and before what it
+    does next."""
 
     @property
     def name(self) -> str:
@@ -74,7 +79,7 @@ def measure(
     case: Any, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
 ) -> Outcome:
     """Check, time and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = _checked(case, {family: build for family, build in builders.items() if wanted(family)})
+    errors, left_out = checked(case, {family: build for family, build in builders.items() if wanted(family)})
     calls, samples = interleaved(list(errors), repeats, pause)
     rows = [
         {
@@ -91,7 +96,7 @@ def measure(
     return Outcome(compared(rows), left_out)
 
 
-def _checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[Plain]]:
+def checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[Plain]]:
     """(contenders that may be timed, with their errors; why others may not)."""
     errors: dict[Contender, float] = {}
     left_out: list[Plain] = []
@@ -101,15 +106,38 @@ def _checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender
         except (ImportError, ValueError) as reason:
             left_out.append({"contender": family, "reason": " ".join(str(reason).split()), "kind": NOT_HERE})
             continue
+        except Exception as reason:  # noqa: BLE001  one library's fault must not cost the others' figures
+            left_out.append(failed(family, reason))
+            continue
         for contender in made:
-            contender.prepare()
-            error = contender.error()
+            try:
+                contender.prepare()
+                error = contender.error()
+            except Exception as reason:  # noqa: BLE001
+                left_out.append(failed(contender.name, reason))
+                continue
             if error <= contender.tolerance:  # NaN is not
                 errors[contender] = error
                 continue
             words = f"wrong by {error:.2g} of the largest value, {contender.tolerance:g} is allowed"
             left_out.append({"contender": contender.name, "reason": words, "kind": WRONG})
     return errors, left_out
+
+
+def time_is_over(minutes: float | None, record: Row, case: str) -> bool:
+    """Whether the minutes have passed since the record was begun; then it says that the case is left out."""
+    passed = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record["date"])
+    if minutes is None or passed.total_seconds() < 60 * minutes:
+        return False
+    reason = f"no time was left of --minutes {minutes:g}"
+    record["left_out"].append({"case": case, "contender": "all", "reason": reason, "kind": NOT_HERE})
+    return True
+
+
+def failed(name: str, reason: Exception) -> Plain:
+    """What is left out because it raised: in one line."""
+    words = next(iter(str(reason).splitlines()), "")
+    return {"contender": name, "reason": f"{type(reason).__name__}: {words}", "kind": FAILED}
 
 
 def interleaved(

@@ -34,6 +34,12 @@ static T __shfl_down_sync(unsigned, T value, int delta, int = 32) {
   return host::shuffled(value, (int)threadIdx.x % 32 + delta);
 }
 
+// A clock that runs ahead, so that whoever waits by it waits for little.
+static inline long long clock64() {
+  static long long now = 0;
+  return now += 1 << 20;
+}
+
 static inline int __popc(unsigned x) { return __builtin_popcount(x); }
 static inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 static inline float __int_as_float(int x) {

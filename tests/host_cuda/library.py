@@ -42,6 +42,7 @@ def install() -> None:
     sys.modules["cupy"] = stand_in
     namespace = Namespace("array_api_compat.cupy")
     namespace.__array_namespace_info__ = _Info  # type: ignore[method-assign]
+    stand_in.__getattr__ = namespace.__getattr__  # what the kernels do not need, programs on CuPy arrays may
     sys.modules["array_api_compat.cupy"] = namespace
 
 

@@ -26,6 +26,8 @@ class Device:
 
     entered = 0
     id = 0
+    pci_bus_id = "none"
+    mem_info = (0, 0)
     compute_capability: str
     attributes: dict[str, int]
 
@@ -58,7 +60,8 @@ CHIPS = {
 def use(chip: str) -> None:
     """Be that chip from now on."""
     Device.compute_capability, multiprocessors, shared = CHIPS[chip]
-    Device.attributes = {"MultiProcessorCount": multiprocessors, "MaxSharedMemoryPerBlockOptin": shared * 1024}
+    limits = {"MaxSharedMemoryPerBlockOptin": shared * 1024, "L2CacheSize": 4096}
+    Device.attributes = {"MultiProcessorCount": multiprocessors, **limits}
 
 
 use("sm_90")

@@ -6,6 +6,7 @@ launch is replaced. `library` makes a whole array library of it.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import re
@@ -16,7 +17,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from . import build, memory, source
+from . import build, memory, source, streams
 from .memory import Device, device, empty, host, ndarray, ones, zeros, zeros_like
 from .source import Scalar
 
@@ -24,7 +25,7 @@ __all__ = ["Device", "device", "empty", "host", "ndarray", "ones", "zeros", "zer
 __version__ = cupy.__version__
 float16, float32, float64, int64, uint32 = np.float16, np.float32, np.float64, np.int64, np.uint32
 
-cuda = SimpleNamespace(Device=Device)
+cuda = streams.cuda
 
 BLOCK = 128
 """Threads of an ElementwiseKernel's block, as in CuPy."""
@@ -119,6 +120,11 @@ class RawKernel:
         _launch(self.code, self.name, list(map(_raw_bytes, arguments)), *grid, *block, cluster, shared_mem)
 
 
+def get_default_memory_pool() -> Any:
+    """One that keeps nothing."""
+    return SimpleNamespace(free_all_blocks=lambda: None)
+
+
 def is_available() -> bool:
     """A device answers: this one."""
     return True
@@ -140,8 +146,12 @@ def _launch(
     memory.events.append(name)
     sources[code] = name
     if not dry:
-        build.launch(code, name, arguments, blocks, threads, schedule, cluster=cluster, shared=shared)
-        memory.check_margins(name)
+        streams.queue(functools.partial(_run, code, name, arguments, blocks, threads, cluster, shared))
+
+
+def _run(code: str, name: str, arguments: list[bytes], blocks: int, threads: int, cluster: int, shared: int) -> None:
+    build.launch(code, name, arguments, blocks, threads, schedule, cluster=cluster, shared=shared)
+    memory.check_margins(name)
 
 
 # ---- what CuPy does to arguments before it launches

@@ -1,0 +1,85 @@
+"""Measurements on a GPU that CuPy uses: a copy first, then kernels and training steps on several clocks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import cupy
+
+from .. import machine, tables
+from ..normalization import Shape
+from ..timing import Builder, Outcome, failed, rounded, time_is_over
+from . import events, normalization, steps
+from .shared import clear
+
+if TYPE_CHECKING:
+    from .. import Options
+
+Record = dict[str, Any]
+
+
+def run(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    """Fill the record, on the stream that PyTorch takes too where nobody says otherwise."""
+    with cupy.cuda.Stream.null:
+        record |= machine.gpu()
+        record["copy"] = events.copy(options.samples)
+        record["clocks"] = {"start": machine.gpu_clocks()}
+        tell(tables.gpu_heading(record))
+        _parts(options, record, tell)
+        record["clocks"]["end"] = machine.gpu_clocks()
+
+
+def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> None:
+    if options.measures("kernels"):
+        tell(tables.gpu_head(options.dtype, options.samples))
+        for group, shapes in options.groups().items():
+            for shape, work in itertools.product(shapes, normalization.TRAFFIC):
+                _kernels(options, record, tell, group, shape, work)
+    if options.measures("steps"):
+        for network in steps.NETWORKS:
+            make = functools.partial(steps.Case, network, options.dtype, options.seed)
+            rows = _measured(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
+            for line in tables.gpu_step_lines(rows, network.name, options.samples):
+                tell(line)
+
+
+def _kernels(
+    options: Options, record: Record, tell: Callable[[str], None], group: str, shape: Shape, work: str
+) -> None:
+    about = {"group": f"{group}, {work}", "case": shape.name, "work": work, "shape": list(shape.sizes)}
+    make = functools.partial(normalization.Case, shape, options.dtype, work, options.seed)
+    rows = _measured(options, record, make, {**about, "axis": shape.axis}, normalization.BUILDERS)
+    tell(tables.gpu_line(rows, shape.name, work))
+
+
+def _measured(
+    options: Options, record: Record, make: Callable[[], Any], about: Record, builders: Mapping[str, Builder]
+) -> list[Record]:
+    """The rows of a case, one for each clock of each contender; what fails is named, and the others go on."""
+    if time_is_over(options.minutes, record, about["case"]):
+        return []
+    clocks = events.STEP_CLOCKS if about["group"] == "steps" else events.KERNEL_CLOCKS
+    try:
+        clear()
+        case = make()
+        outcome = events.measure(case, builders, wanted=options.wanted, repeats=options.samples, clocks=clocks)
+    except Exception as reason:  # noqa: BLE001  out of memory, or the device is lost
+        outcome = Outcome([], [failed("all", reason)])
+    about = {**about, "dtype": options.dtype}
+    rows = [{**about, **row, "group": f"{about['group']}, {row['clock']}"} for row in outcome.rows]
+    if "work" in about:
+        rows = [row | _of_copy(row, case.floor / record["copy"]["bytes_per_second"]) for row in rows]
+    record["rows"] += rows
+    record["left_out"] += [{"case": about["case"], "work": about.get("work"), **left} for left in outcome.left_out]
+    return rows
+
+
+def _of_copy(row: Record, least: float) -> Record:
+    """The part of the copy's bandwidth that a row reaches, counted on the traffic that the work takes at least."""
+    if row["clock"] == "call":
+        return {}
+    slowest_last = (("median", "median"), ("p20", "p80"), ("p80", "p20"))
+    return {"of_copy": {name: rounded(least / row["seconds"][other]) for name, other in slowest_last}}

@@ -1,0 +1,174 @@
+"""Clocks of a GPU: events around each call, with the L2 cache flushed or warm, and the host's time for the call."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import cupy
+import numpy as np
+
+from ..timing import Builder, Contender, Outcome, checked, compared, rounded, spread
+
+WARM_UPS = 10
+COPIED = 1 << 30
+"""Bytes of the copy that everything is held against: far more than any cache."""
+FLUSHED = 4
+"""Times the L2 cache that a flush writes."""
+LOOP = 10
+"""Training steps in a row that the host waits for once."""
+
+HOLD = """
+extern "C" __global__ void bnengine_hold(long long cycles) {
+  const long long until = clock64() + cycles;
+  while (clock64() < until) {}
+}
+"""
+CYCLES = 2e9
+"""Of a multiprocessor in a second, at most: a slower one holds longer."""
+LONGEST = 0.02
+"""Seconds that the queue is held at most."""
+
+Clock = Callable[[Contender, float], float]
+"""From a contender, and the seconds in which the host queues its call, to a sample in seconds."""
+
+
+def cold(contender: Contender, queued: float) -> float:
+    """On the device, x and all else in its memory."""
+    _scratch().fill(0)
+    return warm(contender, queued)
+
+
+def warm(contender: Contender, queued: float) -> float:
+    """On the device, the L2 cache as the call before has left it.
+
+    The queue is held until the host has put the whole call into it, so that the time between two launches is
+    the device's and not the host's.
+    """
+    hold = min(2 * queued + 20e-6, LONGEST)
+    _hold()((1,), (1,), (np.int64(hold * CYCLES),))
+    start, stop = cupy.cuda.Event(), cupy.cuda.Event()
+    start.record()
+    (contender.on_stream or contender.call)()
+    stop.record()
+    stop.synchronize()
+    return float(cupy.cuda.get_elapsed_time(start, stop)) / 1e3
+
+
+def call(contender: Contender, queued: float) -> float:  # noqa: ARG001
+    """On the host, until the call returns; the device may still work."""
+    began = time.perf_counter()
+    contender.call()
+    took = time.perf_counter() - began
+    if contender.on_stream is not None:
+        contender.on_stream()  # behind the call on its own stream
+    _wait()
+    return took
+
+
+def loop(contender: Contender, queued: float) -> float:  # noqa: ARG001
+    """On the host, for each of `LOOP` calls in a row, until the device is done with all."""
+    began = time.perf_counter()
+    for _ in range(LOOP - 1):
+        contender.call()
+    (contender.on_stream or contender.call)()
+    _wait()
+    return (time.perf_counter() - began) / LOOP
+
+
+KERNEL_CLOCKS: dict[str, Clock] = {"cold": cold, "warm": warm, "call": call}
+STEP_CLOCKS: dict[str, Clock] = {"loop": loop, "warm": warm, "call": call}
+
+
+def _wait() -> None:
+    cupy.cuda.get_current_stream().synchronize()
+
+
+@functools.cache
+def _hold() -> Any:
+    return cupy.RawKernel(HOLD, "bnengine_hold")
+
+
+@functools.cache
+def _scratch() -> Any:
+    return cupy.empty(FLUSHED * cupy.cuda.Device().attributes["L2CacheSize"] // 4, dtype=cupy.float32)
+
+
+# ---- contenders in turn
+
+
+def measure(
+    case: Any, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, clocks: dict[str, Clock]
+) -> Outcome:
+    """Check, time on each clock and compare the contenders of a case. One that is wrong is not timed."""
+    errors, left_out = checked(case, {family: build for family, build in builders.items() if wanted(family)})
+    samples = interleaved(list(errors), repeats, clocks)
+    rows = []
+    for clock in clocks:
+        rows += compared(
+            [
+                {
+                    "clock": clock,
+                    "family": contender.family,
+                    "contender": contender.name,
+                    "error": rounded(error),
+                    "seconds": spread(samples[contender.name][clock]),
+                    "samples": samples[contender.name][clock],
+                }
+                for contender, error in errors.items()
+            ]
+        )
+    return Outcome(rows, left_out)
+
+
+def interleaved(
+    contenders: list[Contender], repeats: int, clocks: dict[str, Clock]
+) -> dict[str, dict[str, list[float]]]:
+    """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on."""
+    queued = {contender.name: _warmed_up(contender) for contender in contenders}
+    samples: dict[str, dict[str, list[float]]] = {c.name: {clock: [] for clock in clocks} for c in contenders}
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(repeats):
+            first = repeat % max(len(contenders), 1)
+            for contender in contenders[first:] + contenders[:first]:
+                contender.prepare()
+                for name, clock in clocks.items():
+                    samples[contender.name][name].append(rounded(clock(contender, queued[contender.name])))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def _warmed_up(contender: Contender) -> float:
+    """Seconds in which the host queues a call, after those in which things are compiled and memory is obtained."""
+    contender.prepare()
+    took = []
+    for _ in range(WARM_UPS):
+        began = time.perf_counter()
+        (contender.on_stream or contender.call)()
+        took.append(time.perf_counter() - began)
+        _wait()
+    return statistics.median(took[WARM_UPS // 2 :])
+
+
+# ---- the copy
+
+
+def copy(repeats: int) -> dict[str, Any]:
+    """The device's copy of `COPIED` bytes: its samples, and the bytes that it reads and writes in a second."""
+    source, to = (cupy.full(COPIED // 4, value, dtype=cupy.float32) for value in (1, 0))
+    contender = Contender("copy", lambda: cupy.copyto(to, source), lambda: float((to != source).any()), 0)
+    contender.call()
+    if contender.error():
+        raise RuntimeError("the device's copy gives other values than it was given")
+    samples = interleaved([contender], repeats, {"warm": warm})[contender.name]["warm"]
+    seconds = spread(samples)
+    bandwidth = rounded(2 * COPIED / seconds["median"])
+    return {"bytes": COPIED, "bytes_per_second": bandwidth, "seconds": seconds, "samples": samples}

@@ -1,0 +1,104 @@
+"""`bnengine bench --backend cupy` from end to end, the host in the place of the device: its figures mean nothing."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from bnengine.kernels.cuda import sources
+
+PEERS = {"PyTorch": "torch", "torch.compile": "torch", "jax.jit": "jax"}
+OURS = {"bnengine", "bnengine portable", "bnengine reference"}
+CLOCKS = {"cold", "warm", "call"}
+
+
+def program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The command with the host in the place of the device."""
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
+    command = [sys.executable, "-m", "host_cuda.program", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def measured(tmp_path_factory: pytest.TempPathFactory, *arguments: str) -> tuple[dict[str, Any], str]:
+    out = tmp_path_factory.mktemp("gpu") / "record.json"
+    done = program("bench", "--backend", "cupy", "--repeats", "2", *arguments, "--out", out)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return json.loads(out.read_text()), done.stdout
+
+
+@pytest.fixture(scope="module")
+def run(stand_in: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """Kernels and steps in float32: the record and what was printed."""
+    return measured(tmp_path_factory)
+
+
+def expected_families(record: dict[str, Any], asked: set[str] = OURS | set(PEERS)) -> set[str]:
+    """Those asked for, but for those whose library is not here: the record names them."""
+    absent = {family for family in asked & set(PEERS) if importlib.util.find_spec(PEERS[family]) is None}
+    assert {left["contender"] for left in record["left_out"]} == absent
+    return asked - absent
+
+
+def test_every_contender_is_right_and_timed_on_every_clock(run: tuple[dict[str, Any], str]) -> None:
+    record, _ = run
+    rows = [row for row in record["rows"] if "work" in row]
+    cases = {(row["case"], row["work"]) for row in rows}
+    assert cases == {("2x6x6x4 nhwc", work) for work in ("inference", "training forward", "backward")}
+    found = {(row["case"], row["work"], row["family"], row["clock"]) for row in rows}
+    assert found == {
+        (*case, family, clock) for case in cases for family in expected_families(record) for clock in CLOCKS
+    }
+    assert {row["contender"] for row in rows if row["family"] == "PyTorch"} <= {"PyTorch, cuDNN", "PyTorch, native"}
+    assert all(row["error"] <= 1e-4 and len(row["samples"]) == 2 and min(row["samples"]) > 0 for row in rows)
+
+
+def test_parts_of_the_copy_are_counted_on_the_least_traffic(run: tuple[dict[str, Any], str]) -> None:
+    record, _ = run
+    copy = record["copy"]
+    assert copy["bytes_per_second"] == pytest.approx(2 * copy["bytes"] / copy["seconds"]["median"], rel=1e-4)
+    for row in record["rows"]:
+        if row["clock"] == "call" or "work" not in row:
+            assert "of_copy" not in row
+            continue
+        passes = {"inference": 2, "training forward": 2, "backward": 3}[row["work"]]
+        part = passes * 4 * math.prod(row["shape"]) / statistics.median(row["samples"]) / copy["bytes_per_second"]
+        assert row["of_copy"]["median"] == pytest.approx(part, rel=1e-3)
+        assert row["of_copy"]["p20"] <= row["of_copy"]["median"] <= row["of_copy"]["p80"]
+
+
+def test_steps_follow_the_float64_network_on_every_library(run: tuple[dict[str, Any], str]) -> None:
+    record, _ = run
+    rows = [row for row in record["rows"] if "work" not in row]
+    assert {row["family"] for row in rows} == expected_families(record) - OURS | {"bnengine"}
+    assert {row["group"] for row in rows} == {"steps, loop", "steps, warm", "steps, call"}
+    assert all(row["error"] <= 1e-4 for row in rows)
+
+
+def test_the_record_says_what_it_is_of(run: tuple[dict[str, Any], str]) -> None:
+    record, printed = run
+    assert record["device"]["name"] == "the host harness: no device"
+    assert record["kernels"] == sources.fingerprints()
+    assert set(record["clocks"]) == {"start", "end"}
+    assert record["repeats"] == 2
+    assert printed.startswith("the host harness: no device")
+
+
+def test_half_types(stand_in: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> None:
+    shapes = ("--kernels", "--shapes", "2x4x6x6", "--contenders", "bnengine,pytorch,jax.jit")
+    plot = tmp_path_factory.mktemp("plot") / "parts.png"
+    record, printed = measured(tmp_path_factory, "--dtype", "bfloat16", *shapes, "--plot", str(plot))
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    found = {row["family"] for row in record["rows"]}
+    assert found == expected_families(record, {"bnengine", "PyTorch", "jax.jit"})
+    assert "2x4x6x6 nchw training forward" in printed
