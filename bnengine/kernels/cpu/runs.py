@@ -13,6 +13,7 @@ from .compiling import compiled
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
 
 VALUES = 4096  # summed in the dtype of x
+FIRST = 128  # from which the first center is taken
 
 
 @compiled
@@ -40,7 +41,7 @@ def _sums_about(x: Array, start: int, step: int, planes: int, length: int, cente
         if rest:
             d1 = last(load(x, first + length - n) - c, rest)
             s1, q1 = s1 + d1, q1 + d1 * d1
-    return total(s0) + total(s1) + (total(s2) + total(s3)), total(q0) + total(q1) + (total(q2) + total(q3))
+    return total((s0, s1, s2, s3)), total((q0, q1, q2, q3))
 
 
 @compiled
@@ -49,8 +50,8 @@ def moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[
     together = max(1, VALUES // length)
     # The first center is the first value, corrected: a constant channel then has exactly its value as mean.
     center = x[start]
-    first = min(planes, max(1, VALUES // 4 // length))
-    piece = min(length, VALUES // 4)
+    first = min(planes, max(1, FIRST // length))
+    piece = min(length, FIRST)
     s, q = _sums_about(x, start, step, first, piece, center)
     center += x.dtype.type(s / (first * piece))
     mean, square, done = np.float64(center), 0.0, 0.0
@@ -143,7 +144,7 @@ def _sums(
             if relu:
                 d1 = where_active(t1 * a + b, d1)
             s1, q1 = s1 + last(d1, rest), q1 + last(d1 * t1, rest)
-    return total(s0) + total(s1), total(q0) + total(q1)
+    return total((s0, s1)), total((q0, q1))
 
 
 @compiled

@@ -7,6 +7,7 @@ vectors where registers are narrower, so nothing here depends on the processor b
 
 from __future__ import annotations
 
+import functools
 import operator
 import platform
 from collections.abc import Callable
@@ -161,17 +162,21 @@ def last(_: Any, v: Any, count: Any) -> Any:
 
 
 @intrinsic
-def total(_: Any, v: Any) -> Any:
-    """The sum of the lanes, in float64: a float32 sum of squares could overflow here."""
+def total(_: Any, vs: Any) -> Any:
+    """The sum of all lanes of a tuple of vectors, in float64: a float32 sum of squares could overflow here."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        wide = args[0] if v.dtype == types.float64 else builder.fpext(args[0], ir.VectorType(ir.DoubleType(), v.lanes))
-        kind = ir.FunctionType(ir.DoubleType(), (ir.DoubleType(), wide.type))
-        name = f"llvm.vector.reduce.fadd.v{v.lanes}f64"
-        reduce = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
-        return builder.call(reduce, [ir.Constant(ir.DoubleType(), 0.0), wide], fastmath=("reassoc",))
+        kind = ir.VectorType(ir.DoubleType(), vs.dtype.lanes)
+        parts = [builder.extract_value(args[0], i) for i in range(vs.count)]
+        if vs.dtype.dtype == types.float32:
+            parts = [builder.fpext(part, kind) for part in parts]
+        reduction = ir.FunctionType(ir.DoubleType(), (ir.DoubleType(), kind))
+        name = f"llvm.vector.reduce.fadd.v{vs.dtype.lanes}f64"
+        reduce = builder.module.globals.get(name) or ir.Function(builder.module, reduction, name)
+        zero = ir.Constant(ir.DoubleType(), 0.0)
+        return builder.call(reduce, [zero, functools.reduce(builder.fadd, parts)], fastmath=("reassoc",))
 
-    return types.float64(v), generate
+    return types.float64(vs), generate
 
 
 def _elementwise(symbol: Any, instruction: str) -> None:
