@@ -45,6 +45,23 @@ def slope_and_offset(
     return slope, -scale * sum_dy / count - remainder * slope
 
 
+@compiled
+def normalized(x: float, mean: float, scale: float, shift: float, relu: bool) -> float:
+    """y of one value, as the loops over vectors compute it."""
+    y = (x - mean) * scale + shift
+    return type(y)(0) if relu and y <= 0 else y
+
+
+@compiled
+def gradient(
+    dy: float, x: float, mean: float, scale: float, shift: float, slope: float, offset: float, relu: bool
+) -> float:
+    """dx of one value."""
+    t = x - mean
+    d = type(dy)(0) if relu and t * scale + shift <= 0 else dy
+    return d * scale + (t * slope + offset)
+
+
 # ---- all channels; coefficients stand `length` times side by side, the whole as often as `out` has room
 
 

@@ -20,7 +20,7 @@ from .. import memory, workers
 from ..reference import Moments
 from ..views import Affine
 from . import channels
-from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE
+from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, gradient, normalized
 from .compiling import compiled
 from .layout import Layout
 from .vectors import fence, lanes, load, store, stream, where_active
@@ -142,8 +142,7 @@ def normalize(x: Array, start: int, stop: int, coefficients: Array, relu: bool, 
         if j == mean.size:
             j = 0
     for i in range(whole, stop):
-        t = (x[i] - mean[j]) * scale[j] + shift[j]
-        y[i] = 0 if relu and t <= 0 else t
+        y[i] = normalized(x[i], mean[j], scale[j], shift[j], relu)
         j += 1
     if streaming:
         fence()
@@ -224,11 +223,7 @@ def input_gradient(
         if j == mean.size:
             j = 0
     for i in range(whole, stop):
-        t = x[i] - mean[j]
-        d = dy[i]
-        if relu and t * scale[j] + shift[j] <= 0:
-            d = dy.dtype.type(0)
-        dx[i] = d * scale[j] + (t * slope[j] + offset[j])
+        dx[i] = gradient(dy[i], x[i], mean[j], scale[j], shift[j], slope[j], offset[j], relu)
         j += 1
     if streaming:
         fence()

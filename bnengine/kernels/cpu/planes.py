@@ -28,6 +28,8 @@ Block: TypeAlias = tuple[int, int, int, int]
 
 FEW = 8  # channels
 
+LONG = 1 << 12  # bytes of a plane from which its ends, which share cache lines with other planes, cost little
+
 # ---- the channels of one block
 
 
@@ -168,7 +170,8 @@ class Planes(Layout):
             for n0, n1 in workers.ranges(samples, self.parts)
             for c0, c1 in workers.ranges(channels, groups)
         ]
-        self.aligned = length * itemsize % memory.ALIGNMENT == 0
+        plane = length * itemsize  # bytes
+        self.streams = plane % memory.ALIGNMENT == 0 or plane >= LONG
 
     def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
         if self.parts > 1:
@@ -236,4 +239,4 @@ class Planes(Layout):
         return dx
 
     def _streaming(self, traffic: int) -> bool:
-        return self.aligned and memory.past_cache(traffic)
+        return self.streams and memory.past_cache(traffic)

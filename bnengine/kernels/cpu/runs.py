@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..._typing import Array
+from .channels import gradient, normalized
 from .compiling import compiled
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
 
@@ -84,10 +85,14 @@ def normalize(
     y: Array,
 ) -> None:
     m, a, b, n = splat(mean), splat(scale), splat(shift), lanes(x)
-    rest = length % n
     for plane in range(planes - 1, -1, -1):  # backwards: the pass before has left the end in cache
-        first = start + plane * step
-        for i in range(first, first + length - rest, n):
+        first, stop = start + plane * step, start + plane * step + length
+        if streaming:  # from where y is aligned; the ends share cache lines with other planes
+            first += -first % n
+            for i in range(stop - length, first):
+                y[i] = normalized(x[i], mean, scale, shift, relu)
+        rest = (stop - first) % n
+        for i in range(first, stop - rest, n):
             v = (load(x, i) - m) * a + b
             if relu:
                 v = where_active(v, v)
@@ -95,8 +100,11 @@ def normalize(
                 stream(y, i, v)
             else:
                 store(y, i, v)
-        if rest:  # the last whole vector of the plane, some of it once more
-            i = first + length - n
+        if streaming:
+            for i in range(stop - rest, stop):
+                y[i] = normalized(x[i], mean, scale, shift, relu)
+        elif rest:  # the last whole vector of the plane, some of it once more
+            i = stop - n
             v = (load(x, i) - m) * a + b
             if relu:
                 v = where_active(v, v)
@@ -191,10 +199,14 @@ def input_gradient(
     dx: Array,
 ) -> None:
     m, a, b, u, w, n = splat(mean), splat(scale), splat(shift), splat(slope), splat(offset), lanes(x)
-    rest = length % n
     for plane in range(planes - 1, -1, -1):
-        first = start + plane * step
-        for i in range(first, first + length - rest, n):
+        first, stop = start + plane * step, start + plane * step + length
+        if streaming:
+            first += -first % n
+            for i in range(stop - length, first):
+                dx[i] = gradient(dy[i], x[i], mean, scale, shift, slope, offset, relu)
+        rest = (stop - first) % n
+        for i in range(first, stop - rest, n):
             t, d = load(x, i) - m, load(dy, i)
             if relu:
                 d = where_active(t * a + b, d)
@@ -203,8 +215,11 @@ def input_gradient(
                 stream(dx, i, v)
             else:
                 store(dx, i, v)
-        if rest:
-            i = first + length - n
+        if streaming:
+            for i in range(stop - rest, stop):
+                dx[i] = gradient(dy[i], x[i], mean, scale, shift, slope, offset, relu)
+        elif rest:
+            i = stop - n
             t, d = load(x, i) - m, load(dy, i)
             if relu:
                 d = where_active(t * a + b, d)
