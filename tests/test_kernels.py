@@ -217,6 +217,7 @@ SHAPES = [
     ((64, 64), 1), ((127, 101), 1), ((65, 16), 1), ((1024, 3), 1), ((4099, 5), 1), ((2, 5, 1), 1), ((2, 3, 4), 1),
     ((40, 3, 2), 1), ((5, 3, 15), 1), ((5, 3, 16), 1), ((5, 3, 17), 1), ((4, 3, 7, 7), 1), ((2, 9, 33, 31), 1),
     ((3, 5, 6, 7), 3), ((3, 5, 6, 7), 2), ((3, 5, 6, 7), 0), ((2, 1, 5000), 1), ((2, 2, 2, 2, 2), 1), ((2, 300), 1), ((3, 4111), 1),
+    ((67, 147), 1), ((9, 2, 3, 246), 3), ((200, 41), 1),
 ]  # fmt: skip
 
 
@@ -297,6 +298,14 @@ def test_a_million_rows(fast):
     x = (np.random.default_rng(0).standard_normal((1_000_000, 3)) * 3 + 1e5).astype(np.float32)
     check(fast, x, 1, relu=False)
     check(fast, np.ascontiguousarray(x.T), 0, relu=False)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize(("shape", "axis"), [((2, 700, 33, 35), 1), ((2, 3, 150_001), 1), ((3001, 365), 1)])
+def test_results_past_the_caches_whose_rows_are_not_aligned(fast, shape, axis, relu):
+    x = np.random.default_rng(7).standard_normal(shape, dtype=np.float32)
+    check(fast, x, axis, relu)
+    check(fast, x.astype(np.float64), axis, relu, tolerance=1e-13)
 
 
 @pytest.mark.parametrize("shape", [(50, 8), (3, 8, 40), (70_000, 8)])
@@ -425,7 +434,9 @@ def test_blend(fast):
 
 
 @pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
-@pytest.mark.parametrize(("shape", "axis"), [((9000, 100), 1), ((40, 30, 900), 1), ((40, 2, 9000), 1), ((9, 90000), 0)])
+@pytest.mark.parametrize(
+    ("shape", "axis"), [((9000, 100), 1), ((9000, 147), 1), ((40, 30, 900), 1), ((40, 2, 9000), 1), ((9, 90000), 0)]
+)
 def test_bits_do_not_depend_on_the_number_of_threads(shape, axis):
     from bnengine.kernels import cpu, workers
 

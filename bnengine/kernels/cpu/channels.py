@@ -97,7 +97,7 @@ def _spread(row: Array, channels: int, length: int) -> None:
                 row[j] = v
     pattern = channels * length
     for start in range(pattern, row.size, pattern):
-        for j in range(pattern):
+        for j in range(min(pattern, row.size - start)):
             row[start + j] = row[j]
 
 

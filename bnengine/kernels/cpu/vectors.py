@@ -57,6 +57,11 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, i: Any, vector: 
     return builder.bitcast(builder.gep(start, [i]), _llvm(vector).as_pointer())
 
 
+def _declared(builder: Any, name: str, kind: Any) -> Any:
+    """An intrinsic of LLVM on vectors, which llvmlite cannot name."""
+    return builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+
+
 # ---- memory
 
 
@@ -135,6 +140,20 @@ def splat(_: Any, value: Any) -> Any:
 
 
 @intrinsic
+def fused(_: Any, a: Any, b: Any, c: Any) -> Any:
+    """a * b + c, in one rounding where the processor can.
+
+    For sums of two products: there the compiler may fuse either, and does not always choose the same one.
+    """
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        kind = ir.FunctionType(_llvm(a), [_llvm(a)] * 3)
+        return builder.call(_declared(builder, f"llvm.fmuladd.v{a.lanes}f{a.dtype.bitwidth}", kind), args)
+
+    return a(a, b, c), generate
+
+
+@intrinsic
 def where_active(_: Any, before: Any, v: Any) -> Any:
     """0 where `before` <= 0, else v: ReLU, and with dy its mask. NaN stays."""
 
@@ -150,9 +169,10 @@ def last(_: Any, v: Any, count: Any) -> Any:
     """v with all but its last `count` lanes zero."""
 
     def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
-        kind = ir.VectorType(ir.IntType(64), v.lanes)
+        kind = ir.VectorType(ir.IntType(32), v.lanes)
         nothing = ir.Constant(kind, ir.Undefined)
-        first = builder.insert_element(nothing, args[1], ir.Constant(ir.IntType(32), 0))
+        count32 = builder.trunc(args[1], ir.IntType(32))
+        first = builder.insert_element(nothing, count32, ir.Constant(ir.IntType(32), 0))
         counts = builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), v.lanes), None))
         from_end = ir.Constant(kind, [v.lanes - 1 - i for i in range(v.lanes)])
         kept = builder.icmp_signed("<", from_end, counts)
@@ -172,9 +192,8 @@ def total(_: Any, vs: Any) -> Any:
             parts = [builder.fpext(part, kind) for part in parts]
         reduction = ir.FunctionType(ir.DoubleType(), (ir.DoubleType(), kind))
         name = f"llvm.vector.reduce.fadd.v{vs.dtype.lanes}f64"
-        reduce = builder.module.globals.get(name) or ir.Function(builder.module, reduction, name)
-        zero = ir.Constant(ir.DoubleType(), 0.0)
-        return builder.call(reduce, [zero, functools.reduce(builder.fadd, parts)], fastmath=("reassoc",))
+        arguments = [ir.Constant(ir.DoubleType(), 0.0), functools.reduce(builder.fadd, parts)]
+        return builder.call(_declared(builder, name, reduction), arguments, fastmath=("reassoc",))
 
     return types.float64(vs), generate
 
