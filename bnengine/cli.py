@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from . import __version__, backends, interrupts, training
+from . import __version__, backends, interrupts, running_statistics
 from .config import FIELDS, Config, ConfigError, resolve
 from .interrupts import Interrupted
 from .parallel import Communicator
@@ -225,7 +225,7 @@ def _train_on(communicator: Communicator, config: Config) -> int:
 
 
 def _warn_of(gap: dict[str, Any]) -> None:
-    wrong = training.far_apart(gap)
+    wrong = running_statistics.far_apart(gap)
     if wrong is not None:
         print(f"bnengine: warning: {wrong}; see --precise-bn of bnengine train", file=sys.stderr)
 

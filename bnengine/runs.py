@@ -22,12 +22,14 @@ from .backends import backend as make_backend
 from .checkpoints import CheckpointError, Loaded
 from .config import Config, ConfigError, resolve, to_toml
 from .data import Dataset
+from .evaluation import evaluate, predict
 from .interrupts import Interrupted
 from .layers import Sequential, mlp
 from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
 from .parallel import Alone, Communicator, Shares
 from .readers import DataError, HostArray
-from .training import Fitted, NonFiniteError, evaluate, fit, precise_statistics, predict, statistics_gap
+from .running_statistics import precise_statistics, statistics_gap
+from .training import Fitted, NonFiniteError, fit
 
 SMALL_PRODUCT = 1e8
 """Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""

@@ -1,11 +1,10 @@
-"""Training: a step, the loop around it, evaluation, and running statistics recomputed over data."""
+"""Training: a step, and the loop around it."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,25 +14,17 @@ from array_api_compat import array_namespace, device
 
 from . import data, finite, trees
 from ._typing import AllReduce, Array, Tree
-from .arguments import function, instance, integer, number, one_of, shown
+from .arguments import function, instance, integer, one_of
 from .backends import Backend, as_backend, as_numpy
-from .functional import LOSSES
-from .layers import BatchNorm, Sequential
+from .evaluation import loss_function, loss_sum, measured
+from .layers import Sequential
 from .optimizers import Optimizer
 from .parallel import Alone, Communicator, Shares
-
-Rows = tuple[Any, Any]
-"""Host arrays (x, targets) with a sample in each row."""
+from .rows import Rows, checked_rows, on_device
+from .running_statistics import precise_statistics
 
 EVALUATED = 10_000
 """Training rows, at most, over which an epoch's training accuracy is measured."""
-
-INFERRED = 8192
-"""Rows that inference takes at a time."""
-
-
-FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
-"""Distance in standard deviations, and factor, from which running statistics are reported as far off."""
 
 BLOCK = 256
 """Losses that are put into one array at a time, so that an epoch of many steps keeps few arrays."""
@@ -131,10 +122,10 @@ def train_step(
     instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
     output, state, residuals = net.forward(params, state, x, training=True)
     if all_reduce is None:
-        value, doutput = _fitting(_loss(loss), output, targets)
+        value, doutput = _fitting(loss_function(loss), output, targets)
         grads = net.backward(params, residuals, doutput)
     else:
-        value, doutput = _loss_sum(loss, output, targets)
+        value, doutput = loss_sum(loss, output, targets)
         grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
     params, opt_state = optimizer.update(params, grads, opt_state)
     return trees.settled((params, state, opt_state, value))
@@ -237,7 +228,7 @@ def fit(
     for name, given in (("callback", callback), ("progress", progress), ("interrupted", interrupted)):
         function(name, given)
     x, targets = checked_rows("train", train, net, loss, ranks)
-    held = None if validation is None else _on_device(checked_rows("validation", validation, net, loss, ranks), backend)
+    held = None if validation is None else on_device(checked_rows("validation", validation, net, loss, ranks), backend)
     shares = Shares.of(ranks, len(x), sync_ranks)
     if shares.total < 2:
         raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
@@ -254,7 +245,7 @@ def fit(
     if on_nonfinite == "skip" and shares.group.size < ranks.size:
         raise ValueError("on_nonfinite: ranks with their own statistics (sync_ranks) cannot skip the same steps")
     now = _begin(net, optimizer, start, x, seed, backend, ranks)
-    rows = _on_device((x, targets), backend)
+    rows = on_device((x, targets), backend)
     skip = on_nonfinite == "skip"
     loop = _Loop(net, optimizer, loss, batch_size, seed, backend, rows, held, skip, shares, progress, interrupted)
     began = time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
@@ -388,189 +379,14 @@ class _Loop:
             row["skipped"] = int(np.sum(~np.isfinite(losses)))
         (x, targets), some, ranks = self.rows, self.shares.head(EVALUATED), self.shares.ranks
         seen = (x[:some, ...], targets[:some, ...])
-        row |= _prefixed("train", _measure(self.net, done, seen, self.loss, self.backend, ranks), but="loss")
+
+        def metrics(of: tuple[Array, Array]) -> dict[str, float | None]:
+            return measured(self.net, done.params, done.state, of, self.loss, self.backend, ranks)
+
+        row |= _prefixed("train", metrics(seen), but="loss")
         if self.held is not None:
-            row |= _prefixed("validation", _measure(self.net, done, self.held, self.loss, self.backend, ranks))
+            row |= _prefixed("validation", metrics(self.held))
         return row
-
-
-def evaluate(
-    net: Sequential,
-    params: Tree,
-    state: Tree,
-    rows: Rows,
-    *,
-    loss: str = "cross_entropy",
-    backend: Backend | str | None = None,
-    communicator: Communicator | None = None,
-) -> dict[str, float | None]:
-    """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
-
-    With a communicator, over the rows of all ranks. r2 is None where all targets are the same. Warns where
-    running statistics were never updated.
-
-    Examples
-    --------
-    >>> import numpy as np, bnengine as bn
-    >>> net = bn.Sequential((bn.Linear(1, 2),))
-    >>> params, state = {"0": {"weight": np.asarray([[-9.0, 9.0]]), "bias": np.zeros(2)}}, {}
-    >>> rows = np.asarray([[-1.0], [1.0]]), np.asarray([0, 1])
-    >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
-    1.0
-    """
-    backend, ranks = as_backend(backend), communicator or Alone()
-    on_device = _on_device(checked_rows("rows", rows, net, loss, ranks), backend)
-    _warn_of_unused_statistics(state)
-    return _measure(net, Fitted(params, state, {}), on_device, loss, backend, ranks)
-
-
-def predict(
-    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
-) -> np.ndarray[Any, Any]:
-    """The network's outputs (logits, or predicted values) for rows of host data, on the host.
-
-    Warns where running statistics were never updated.
-    """
-    backend = as_backend(backend)
-    x = _checked_inputs("x", x, net)
-    _warn_of_unused_statistics(state)
-    return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
-
-
-def precise_statistics(
-    net: Sequential,
-    params: Tree,
-    state: Tree,
-    x: Any,
-    *,
-    batch_size: int = 128,
-    backend: Backend | str | None = None,
-    communicator: Communicator | None = None,
-) -> Tree:
-    """Running statistics as the plain average over batches of x with the parameters as they are now.
-
-    With a communicator, x is this rank's share of the rows.
-
-    Running averages lag behind parameters that still move, and training looks better than inference
-    ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3).
-
-    Returns
-    -------
-    dict
-        The state for inference; `state` is left as it is.
-    """
-    backend, ranks = as_backend(backend), communicator or Alone()
-    x = _checked_inputs("x", x, net)
-    trees.check("state", state, net.shapes_of_state())
-    averaging = net.with_norms(momentum=None, all_reduce=None if ranks.size == 1 else ranks.sum)
-    new = {key: {**value, "batches": 0} if "batches" in value else value for key, value in state.items()}
-    averaged = _compiled(averaging, backend, True)
-    device_x = backend.asarray(x)
-    shares = Shares.of(ranks, device_x.shape[0])
-    if shares.total < 2:
-        raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
-    for rows in data.batches(shares.total, batch_size, np.random.default_rng(0)):  # sorted rows would mislead
-        _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(shares.own(rows)), axis=0))
-    return new
-
-
-def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str, float]:
-    """How far running statistics are from others, in the worst channel of all layers.
-
-    Returns
-    -------
-    dict
-        `mean_gap`: the distance of the means in standard deviations; `var_ratio`: the larger variance (plus
-        eps) over the smaller; `batches`: updates that the running statistics have seen. Empty where there
-        are no running statistics.
-    """
-    number("eps", eps, 0)
-    try:
-        return _gap(state, precise, eps)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"state, precise: expected running statistics of the same network: {error}") from error
-
-
-def _gap(state: Tree, precise: Tree, eps: float) -> dict[str, float]:
-    layers = [key for key, value in state.items() if "batches" in value]
-    if not layers:
-        return {}
-    mean_gap, var_ratio = 0.0, 1.0
-    for key in layers:
-        mean, var = (as_numpy(state[key][name]).astype(np.float64) for name in ("mean", "var"))
-        true_mean, true_var = (as_numpy(precise[key][name]).astype(np.float64) for name in ("mean", "var"))
-        mean_gap = max(mean_gap, float(np.max(np.abs(mean - true_mean) / np.sqrt(true_var + eps))))
-        ratio = (var + eps) / (true_var + eps)
-        var_ratio = max(var_ratio, float(np.max(np.maximum(ratio, 1 / ratio))))
-    seen = min(int(state[key]["batches"]) for key in layers)
-    return {"mean_gap": mean_gap, "var_ratio": var_ratio, "batches": seen}
-
-
-def far_apart(gap: dict[str, float]) -> str | None:
-    """What is wrong with running statistics that are so far from a few hundred rows' own; None where nothing is.
-
-    Chance alone moves the worst of a thousand channels over 100 rows by 0.4 standard deviations, and its
-    variance by a factor of 2.
-    """
-    if not gap:
-        return None
-    if gap["batches"] == 0:
-        return "running statistics were never updated: inference uses mean 0 and variance 1"
-    if gap["mean_gap"] > FAR_MEAN or gap["var_ratio"] > FAR_VARIANCE:
-        return (
-            f"running statistics are far from the rows': means by up to {gap['mean_gap']:.2g} standard deviations, "
-            f"variances by a factor of up to {gap['var_ratio']:.3g}"
-        )
-    return None
-
-
-def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Communicator | None = None) -> Rows:
-    """Rows as host arrays, refused where they do not fit the network and the loss; one of several ranks may have none."""
-    if not isinstance(rows, tuple | list) or len(rows) != 2:
-        raise TypeError(f"{name}: expected a pair (x, targets), got {shown(rows)}")
-    x, targets = _checked_inputs(name, rows[0], net), _host(name, rows[1])
-    if not len(x) and (ranks is None or ranks.size == 1):
-        raise ValueError(f"{name}: expected at least 1 row, got none")
-    _loss(loss)
-    if targets.shape[:1] != x.shape[:1]:
-        raise ValueError(f"{name}: expected as many targets as rows, got {targets.shape} for {x.shape}")
-    if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
-        raise ValueError(f"{name}: expected finite numbers as targets")
-    if loss != "cross_entropy":
-        wanted = (len(x), net.outputs or x.shape[1])
-        if targets.shape != wanted and not (targets.ndim == 1 and wanted[1] == 1):
-            raise ValueError(f"{name}: expected targets of shape {wanted}, got {targets.shape}")
-        return x, targets
-    if targets.dtype.kind not in "iu" or targets.ndim != 1:
-        raise ValueError(f"{name}: expected integer class numbers of shape (N,), got {targets.dtype} {targets.shape}")
-    if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < net.outputs:
-        raise ValueError(
-            f"{name}: expected class numbers 0 to {net.outputs - 1}, the network's outputs, "
-            f"got {targets.min()} to {targets.max()}"
-        )
-    return x, targets.astype(np.int64)
-
-
-def _checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any]:
-    instance("net", net, Sequential, "a Sequential")
-    x = _host(name, rows)
-    if x.ndim != 2 or (net.inputs is not None and x.shape[1] != net.inputs):
-        raise ValueError(f"{name}: expected x of shape (N, {net.inputs}), got {x.shape}")
-    if x.dtype.kind in "biu":
-        x = x.astype(np.float32)
-    if x.dtype.kind != "f":
-        raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}")
-    if not np.isfinite(x).all():
-        row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"{name}: expected finite numbers, got {x[row, column]} in row {row}, column {column}")
-    return x
-
-
-def _host(name: str, given: Any) -> np.ndarray[Any, Any]:
-    try:
-        return np.asarray(given)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name}: expected an array, got {shown(given)}: {error}") from error
 
 
 def _step(
@@ -586,15 +402,6 @@ def _step(
 ) -> tuple[Tree, Tree, Tree, Array]:
     """`train_step` with what is static in front, for `jax.jit`."""
     return train_step(net, optimizer, params, state, opt_state, x, targets, loss, all_reduce)
-
-
-def _loss_sum(loss: str, output: Array, targets: Array) -> tuple[Array, Array]:
-    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
-    rows = output.shape[0]
-    if rows == 0:
-        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
-    value, doutput = _loss(loss)(output, targets)
-    return value * rows, doutput * rows
 
 
 def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce) -> tuple[Tree, Array]:
@@ -624,11 +431,6 @@ def _averaged(state: Tree, shares: Shares) -> Tree:
     return state | {key: {**value, **trees.unflatten(means)[key]} for key, value in own.items()}
 
 
-def _loss(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
-    one_of("loss", name, LOSSES)
-    return LOSSES[name]
-
-
 def _fitting(loss: Callable[[Array, Array], tuple[Array, Array]], output: Array, targets: Array) -> tuple[Array, Array]:
     try:
         return loss(output, targets)
@@ -651,65 +453,9 @@ def _begin(
     return Fitted(params, net.measure(state, x, backend=backend, all_reduce=ranks.sum), optimizer.init(params))
 
 
-def _on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
-    return backend.asarray(rows[0]), backend.asarray(rows[1])
-
-
-def _measure(
-    net: Sequential, fitted: Fitted, data: tuple[Array, Array], loss: str, backend: Backend, ranks: Communicator
-) -> dict[str, float | None]:
-    """Metrics over the rows of all ranks, from sums over the rows of each."""
-    x, targets = data
-    outputs = _outputs(net, fitted.params, fitted.state, x, backend)
-    xp, rows = array_namespace(outputs), x.shape[0]
-    value = float(_loss_sum(loss, outputs, targets)[0])
-    if loss == "mse":
-        t = as_numpy(targets).astype(np.float64).reshape(outputs.shape)
-        total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
-        spread = float(np.mean(ranks.sum(((t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
-        return {"loss": float(value / total), "r2": float(1 - value / total / spread) if spread else None}
-    guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
-    truth = targets if loss == "cross_entropy" else targets > 0.5
-    right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
-    total, value, right = ranks.sum(np.asarray([rows, value, right], np.float64)).tolist()
-    return {"loss": value / total, "accuracy": right / total}
-
-
-def _outputs(net: Sequential, params: Tree, state: Tree, x: Array, backend: Backend) -> Array:
-    """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
-    rows = x.shape[0]
-    blocks = [x[i : min(i + INFERRED, rows), ...] for i in range(0, max(rows, 1), INFERRED)]
-    infer = _compiled(net, backend, False)
-    outputs = [infer(params, state, block)[0] for block in blocks]
-    return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
-
-
-@functools.lru_cache(maxsize=32)
-def _compiled(net: Sequential, backend: Backend, training: bool) -> Callable[..., tuple[Array, Tree]]:
-    """(params, state, x) -> (output, new state); kept, because JAX compiles each new function again."""
-
-    def forward(params: Tree, state: Tree, x: Array) -> tuple[Array, Tree]:
-        output, new, _ = net.forward(params, state, x, training=training)
-        return output, new
-
-    ranks = any(isinstance(layer, BatchNorm) and layer.all_reduce for layer in net.layers)
-    return forward if ranks else backend.compiled(forward)
-
-
 def _copied(fitted: Fitted) -> Fitted:
     """A copy that later steps, which write into what they are given, leave alone."""
     return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
-
-
-def _warn_of_unused_statistics(state: Tree) -> None:
-    instance("state", state, dict, "a nested dict of arrays such as Sequential.init gives")
-    values = [(key, value) for key, value in state.items() if isinstance(value, dict)]
-    unused = [key for key, value in values if type(value.get("batches")) is int and value["batches"] == 0]
-    if unused:
-        words = (
-            f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"
-        )
-        warnings.warn(words, RuntimeWarning, stacklevel=3)
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:

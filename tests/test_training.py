@@ -9,7 +9,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends, data, training, trees
+from bnengine import backends, data, running_statistics, trees
 
 BACKENDS = ["numpy", "torch", "jax", "array-api-strict", "dask"]
 SMALL = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
@@ -272,7 +272,7 @@ def test_statistics_that_were_never_updated_are_reported(digits):
     with pytest.warns(RuntimeWarning, match=words):
         bn.predict(net, params, state, digits.x_test)
     gap = bn.statistics_gap(state, bn.precise_statistics(net, params, state, digits.x_train))
-    assert "never updated" in training.far_apart(gap)
+    assert "never updated" in running_statistics.far_apart(gap)
 
 
 def test_only_statistics_that_are_far_off_are_reported(digits):
@@ -280,14 +280,14 @@ def test_only_statistics_that_are_far_off_are_reported(digits):
     fitted = bn.fit(net, bn.optimizers.adam(0.01), rows, epochs=5)
 
     def reported(x):
-        return training.far_apart(
+        return running_statistics.far_apart(
             bn.statistics_gap(fitted.state, bn.precise_statistics(net, fitted.params, fitted.state, x))
         )
 
     assert reported(rows[0]) is None
     assert reported(digits.x_test[:100]) is None
     assert "running statistics are far from the rows'" in reported(digits.x_test[:100] + 20)
-    assert training.far_apart({}) is None
+    assert running_statistics.far_apart({}) is None
 
 
 def test_precise_bn_at_the_end_of_fit(digits):

@@ -14,10 +14,11 @@ import numpy as np
 from .. import data
 from .._typing import Tree
 from ..backends import backend as make_backend
+from ..evaluation import evaluate
 from ..layers import Activation, BatchNorm, Layer, Linear, Sequential, Standardize, mlp
 from ..optimizers import BY_NAME
 from ..readers import DataError, HostArray
-from ..training import evaluate, train_step
+from ..training import train_step
 from .experiments import WIDTH, Run
 
 LOOKED = 2000

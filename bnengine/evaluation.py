@@ -1,0 +1,137 @@
+"""How good a network is: its loss and accuracy, and its outputs, in inference over rows of host data."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, device
+
+from ._typing import Array, Tree
+from .arguments import instance, one_of
+from .backends import Backend, as_backend, as_numpy
+from .functional import LOSSES
+from .layers import BatchNorm, Sequential
+from .parallel import Alone, Communicator
+from .rows import Rows, checked_inputs, checked_rows, on_device
+
+INFERRED = 8192
+"""Rows that inference takes at a time."""
+
+
+def evaluate(
+    net: Sequential,
+    params: Tree,
+    state: Tree,
+    rows: Rows,
+    *,
+    loss: str = "cross_entropy",
+    backend: Backend | str | None = None,
+    communicator: Communicator | None = None,
+) -> dict[str, float | None]:
+    """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
+
+    With a communicator, over the rows of all ranks. r2 is None where all targets are the same. Warns where
+    running statistics were never updated.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net = bn.Sequential((bn.Linear(1, 2),))
+    >>> params, state = {"0": {"weight": np.asarray([[-9.0, 9.0]]), "bias": np.zeros(2)}}, {}
+    >>> rows = np.asarray([[-1.0], [1.0]]), np.asarray([0, 1])
+    >>> bn.evaluate(net, params, state, rows, backend=bn.backend("numpy", dtype="float64"))["accuracy"]
+    1.0
+    """
+    backend, ranks = as_backend(backend), communicator or Alone()
+    checked = checked_rows("rows", rows, net, loss, ranks)
+    warn_if_unused(state)
+    return measured(net, params, state, on_device(checked, backend), loss, backend, ranks)
+
+
+def predict(
+    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
+) -> np.ndarray[Any, Any]:
+    """The network's outputs (logits, or predicted values) for rows of host data, on the host.
+
+    Warns where running statistics were never updated.
+    """
+    backend = as_backend(backend)
+    x = checked_inputs("x", x, net)
+    warn_if_unused(state)
+    return as_numpy(_outputs(net, params, state, backend.asarray(x), backend))
+
+
+def measured(
+    net: Sequential,
+    params: Tree,
+    state: Tree,
+    data: tuple[Array, Array],
+    loss: str,
+    backend: Backend,
+    ranks: Communicator,
+) -> dict[str, float | None]:
+    """Metrics over the rows of all ranks, from sums over the rows of each."""
+    x, targets = data
+    outputs = _outputs(net, params, state, x, backend)
+    xp, rows = array_namespace(outputs), x.shape[0]
+    value = float(loss_sum(loss, outputs, targets)[0])
+    if loss == "mse":
+        t = as_numpy(targets).astype(np.float64).reshape(outputs.shape)
+        total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
+        spread = float(np.mean(ranks.sum(((t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
+        return {"loss": float(value / total), "r2": float(1 - value / total / spread) if spread else None}
+    guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
+    truth = targets if loss == "cross_entropy" else targets > 0.5
+    right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
+    total, value, right = ranks.sum(np.asarray([rows, value, right], np.float64)).tolist()
+    return {"loss": value / total, "accuracy": right / total}
+
+
+def loss_sum(loss: str, output: Array, targets: Array) -> tuple[Array, Array]:
+    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
+    rows = output.shape[0]
+    if rows == 0:
+        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
+    value, doutput = loss_function(loss)(output, targets)
+    return value * rows, doutput * rows
+
+
+def loss_function(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
+    one_of("loss", name, LOSSES)
+    return LOSSES[name]
+
+
+def _outputs(net: Sequential, params: Tree, state: Tree, x: Array, backend: Backend) -> Array:
+    """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
+    rows = x.shape[0]
+    blocks = [x[i : min(i + INFERRED, rows), ...] for i in range(0, max(rows, 1), INFERRED)]
+    infer = compiled(net, backend, False)
+    outputs = [infer(params, state, block)[0] for block in blocks]
+    return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled(net: Sequential, backend: Backend, training: bool) -> Callable[..., tuple[Array, Tree]]:
+    """(params, state, x) -> (output, new state); kept, because JAX compiles each new function again."""
+
+    def forward(params: Tree, state: Tree, x: Array) -> tuple[Array, Tree]:
+        output, new, _ = net.forward(params, state, x, training=training)
+        return output, new
+
+    ranks = any(isinstance(layer, BatchNorm) and layer.all_reduce for layer in net.layers)
+    return forward if ranks else backend.compiled(forward)
+
+
+def warn_if_unused(state: Tree) -> None:
+    instance("state", state, dict, "a nested dict of arrays such as Sequential.init gives")
+    values = [(key, value) for key, value in state.items() if isinstance(value, dict)]
+    unused = [key for key, value in values if type(value.get("batches")) is int and value["batches"] == 0]
+    if unused:
+        words = (
+            f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"
+        )
+        warnings.warn(words, RuntimeWarning, stacklevel=3)
