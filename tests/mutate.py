@@ -56,7 +56,11 @@ GROUPS = {
     "blocked": (["kernels/blocked/*.py"], ["test_kernels.py", "-k", f"blocked and {QUICK}"], 1),
     "layers": (["layers.py"], ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
     "optimizers": (["optimizers.py"], ["test_optimizers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
-    "training": (["training.py"], ["test_training.py", "test_finite.py", "test_parallel.py", "-k", QUICK], 1),
+    "training": (
+        ["training.py", "evaluation.py", "running_statistics.py", "rows.py"],
+        ["test_training.py", "test_finite.py", "test_parallel.py", "-k", QUICK],
+        1,
+    ),
     "checkpoints": (["checkpoints.py"], ["test_checkpoints.py", "-k", QUICK], 1),
     "data": (["data.py", "readers.py"], ["test_data.py", "test_readers.py"], 1),
 }
