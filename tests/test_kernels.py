@@ -6,9 +6,11 @@ import inspect
 import math
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -75,13 +77,26 @@ else:
 
 @pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
 def test_says_once_that_it_compiles_and_not_when_it_loads(tmp_path):
+    assert [_said(tmp_path) for _ in range(2)] == ["bnengine: compiling CPU kernels (once; cached)\n", ""]
+
+
+@pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
+def test_compiles_again_when_another_file_of_the_kernels_has_changed(tmp_path):
+    shutil.copytree(Path(kernels.__file__).parents[1], tmp_path / "bnengine")
+    _said(tmp_path)
+    with (tmp_path / "bnengine/kernels/cpu/vectors.py").open("a") as file:
+        file.write("# changed\n")
+    assert _said(tmp_path)
+
+
+def _said(folder):
+    """What a process that uses a kernel says, with the cache and, if it is there, the package of this folder."""
     code = "import numpy as np; from bnengine.kernels import cpu; cpu.moments(np.ones((3, 2), np.float32), 1)"
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    said = [
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment, capture_output=True, text=True).stderr
-        for _ in range(2)
-    ]
-    assert said == ["bnengine: compiling CPU kernels (once; cached)\n", ""]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, check=True, env=environment, capture_output=True, text=True
+    )
+    return done.stderr
 
 
 @pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from numba import njit
 from numba.core import event
@@ -20,18 +21,23 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+FILES = [file.stat() for file in Path(__file__).parent.glob("*.py")]
+STAMP = max(file.st_mtime for file in FILES), sum(file.st_size for file in FILES)
+"""What compiled functions are kept with. Numba takes the stamp of a function's own file, and would go on using
+what was compiled of functions from the other files, which it calls, before those changed."""
+
+
 def compiled(function: F) -> F:
     """Compile for each combination of dtypes when it is first called, and keep the result on disk.
 
     Numba refuses to decorate where no cache folder is writable; then every process compiles anew.
-    A cached function is renewed when its own file changes, not when one that it calls from
-    elsewhere does.
     """
     try:
-        result: F = njit(cache=True, **OPTIONS)(function)
+        result: Any = njit(cache=True, **OPTIONS)(function)
     except RuntimeError:
-        result = njit(**OPTIONS)(function)
-    return result
+        return cast("F", njit(**OPTIONS)(function))
+    result._cache._cache_file._source_stamp = STAMP
+    return cast("F", result)
 
 
 class _Notice(event.Listener):  # type: ignore[misc]  # numba has no type information
