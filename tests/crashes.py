@@ -124,7 +124,7 @@ def crashes(kills: int, inside: int, seed: int) -> dict[str, object]:
     assert finished("whole") == (0, "")
     seconds = metrics(Path("whole", run_directory.METRICS), but=())[-1]["seconds"]
     size = Path("whole", run_directory.LAST).stat().st_size
-    kinds = ["change", "size"] * (inside // 2) + ["time"] * (kills - inside // 2 * 2)
+    kinds = ["size"] * inside + ["change"] * (inside // 2) + ["time"] * (kills - inside - inside // 2)
     rng.shuffle(kinds)
     counts, wrong, epochs = Counter[str](), [], []
     for run in range(0, kills, 10):

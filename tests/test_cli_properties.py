@@ -24,7 +24,12 @@ COMMANDS = {
     "predict": (["predict", "run", "--data", "good.csv"], ["data", "out", "backend", "device"]),
     "bench": (
         ["bench", "--kernels", "--shapes", "4x3", "--repeats", "1", "--contenders", "bnengine"],
-        ["shapes", "layout", "draw", "contenders", "dtype", "backend", "out", "plot"],
+        ["shapes", "layout", "draw", "contenders", "dtype", "backend", "minutes", "out", "plot"],
+    ),
+    # Fewer steps than a study takes, so that none begins.
+    "study": (
+        ["study", "--data", "good.csv", "--steps", "5", "--out", "study"],
+        ["experiment", "data", "seeds", "target", "jobs", "out"],
     ),
     "warmup": (["warmup", "--dtype", "none"], ["dtype"]),
     "backends": (["backends"], ["debug"]),
