@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -83,37 +84,113 @@ def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: 
 
 @pytest.mark.gpu
 def test_same_bits_a_hundred_times(kernels: ModuleType, device: Device) -> None:
-    x = device.put(np.random.default_rng(0).standard_normal((37, 64, 29, 31)).astype(np.float32))
+    x = device.put(np.random.default_rng(0).standard_normal(checks.LARGE).astype(np.float32))
     results = set()
-    for _ in range(100):
+    for _ in range(checks.REPEATS):
         y, m = kernels.forward(x, None, None, 1, 1e-5, True)
         dx, sums = kernels.backward(x, x, m, None, None, 1, 1e-5, True)
         results.add(b"".join(device.get(v).tobytes() for v in (y, *m, dx, *sums)))
     assert len(results) == 1
 
 
+LIMITS = (
+    Case((2, 70_000), 1),  # more blocks than a second grid axis would take
+    Case((3, 70_000, 2), 1, "float16"),
+    Case((1_000_000, 1), 1, "float16"),
+    Case((8192, 1024), 1, parameters=False),  # a cluster of 8, and as much shared memory as a block may have
+    Case((32, 256, 56, 56), 1, "bfloat16"),
+    Case((32, 512, 28, 28), 1),
+)
+"""Shapes at the limits of a launch: many blocks, few, the largest clusters."""
+
+
 @pytest.mark.gpu
-def test_current_stream(kernels: ModuleType, device: Device) -> None:
-    """Work goes to the caller's stream: captured into a graph, it runs when the graph does."""
-    cupy = kernels.device.cupy
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        x = device.put(np.zeros((4096, 64), np.float32))
-        kernels.sigmoid(x)  # compiled before the capture
+@pytest.mark.parametrize("case", LIMITS, ids=str)
+def test_launch_limits(kernels: ModuleType, device: Device, case: Case) -> None:
+    checks.check_normalization(kernels, device, case)
+
+
+class Chain:
+    """Kernels of a training step without matrix products, one after the other, on arrays that stay where they are."""
+
+    def __init__(self, kernels: ModuleType, device: Device, shape: tuple[int, ...]) -> None:
+        random = np.random.default_rng(0)
+        self.kernels = kernels
+        x, dy = (random.standard_normal(shape).astype(np.float32) for _ in range(2))
+        self.x, self.dy = device.put(x), device.put(dy)
+        channel = [random.uniform(0.5, 2, shape[1]).astype(np.float32) for _ in range(4)]
+        self.gamma, self.beta, self.mean, self.var = map(device.put, channel)
+        self.logits, self.labels = (
+            device.put(x.reshape(shape[0], -1)[:, :2].copy()),
+            device.put(np.arange(shape[0]) % 2),
+        )
+
+    def run(self) -> list[Any]:
+        end = (self.gamma, self.beta, 1, 1e-5, True)
+        y, m = self.kernels.forward(self.x, *end)
+        dx, sums = self.kernels.backward(self.dy, self.x, m, *end)
+        running = self.kernels.blend(self.mean, self.var, m.mean, m.var, 0.1, 1.5)
+        loss, dlogits = self.kernels.softmax_cross_entropy(self.logits, self.labels)
+        self.kernels.sgd([self.beta], [sums[0]], [0.0], rate=0.0)
+        return [y, *m, dx, *sums, *running, loss, dlogits, self.kernels.sigmoid(y)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", checks.CHAINED, ids=str)
+def test_a_chain_in_a_graph(kernels: ModuleType, device: Device, shape: tuple[int, ...]) -> None:
+    """Captured on a stream of its own, it runs when the graph does, on what its arrays hold then, again and again."""
+    with kernels.device.cupy.cuda.Stream(non_blocking=True) as stream:
+        chain = Chain(kernels, device, shape)
+        chain.run()  # compiled, and the pool filled, before the capture
         stream.begin_capture()
-        y = kernels.sigmoid(x)
+        results = chain.run()
         graph = stream.end_capture()
-        y.fill(-1)
-        graph.launch(stream)
+        for k in range(3):
+            chain.x *= 1.5
+            for result in results:
+                result.fill(-1)
+            graph.launch(stream)
+            stream.synchronize()
+            got = [device.get(result).tobytes() for result in results]  # before others lie where its shares lay
+            assert got == [device.get(result).tobytes() for result in chain.run()], f"launch {k}"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", checks.CHAINED, ids=str)
+def test_streams_side_by_side(kernels: ModuleType, device: Device, shape: tuple[int, ...]) -> None:
+    """Work on several streams at once shares nothing: the same bits as one after the other."""
+    chains = [Chain(kernels, device, shape) for _ in range(4)]
+    want = [[device.get(v).tobytes() for v in chain.run()] for chain in chains]
+    streams = [kernels.device.cupy.cuda.Stream(non_blocking=True) for _ in chains]
+    kernels.device.cupy.cuda.Stream.null.synchronize()
+    results: list[Any] = []
+    for _ in range(checks.REPEATS // 10):
+        results = []
+        for chain, stream in zip(chains, streams, strict=True):
+            with stream:
+                results.append(chain.run())
+    for stream, values, right in zip(streams, results, want, strict=True):
         stream.synchronize()
-        assert (device.get(y) == 0.5).all()
+        assert [device.get(v).tobytes() for v in values] == right
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", checks.CHAINED, ids=str)
+def test_memory_returns_to_the_pool(kernels: ModuleType, device: Device, shape: tuple[int, ...]) -> None:
+    pool, chain = kernels.device.cupy.get_default_memory_pool(), Chain(kernels, device, shape)
+    chain.run()
+    before = pool.used_bytes(), pool.total_bytes()
+    for _ in range(checks.REPEATS):
+        chain.run()
+    assert (pool.used_bytes(), pool.total_bytes()) == before
 
 
 @pytest.mark.gpu
 def test_more_than_2_31_values(kernels: ModuleType) -> None:
     cupy = kernels.device.cupy
-    if cupy.cuda.Device().mem_info[0] < 20 * 2**30:
+    if cupy.cuda.Device().mem_info[0] < 10 * math.prod(checks.BEYOND):
         pytest.skip("less than 20 GiB of free GPU memory")
-    x = cupy.zeros((2**21 + 1, 1024), dtype=cupy.float16)
+    x = cupy.zeros(checks.BEYOND, dtype=cupy.float16)
     x[-1, :] = 1
     y, m = kernels.forward(x, None, None, 1, 1e-5, False)
     mean = 1 / x.shape[0]
@@ -129,7 +206,9 @@ def test_every_device(kernels: ModuleType) -> None:
     with cupy.cuda.Device(1):
         x = cupy.ones((64, 3), dtype=cupy.float32)
     y, m = kernels.forward(x, None, None, 1, 1e-5, False)
-    assert y.device == m.mean.device == x.device
+    dx, sums = kernels.backward(x, x, m, None, None, 1, 1e-5, False)
+    assert y.device == m.mean.device == dx.device == sums[0].device == x.device
+    assert cupy.cuda.Device().id == 0
 
 
 def test_kernels_since_the_last_record(sources: ModuleType) -> None:

@@ -17,6 +17,14 @@ from bnengine.kernels.reference import Moments
 
 EPS = 1e-5
 
+REPEATS = 100
+"""Of what has to give the same bits, or the same memory, each time."""
+CHAINED = ((2100, 8), (2, 3, 10, 12), (70_000, 4))
+"""Rows that a cluster holds, planes that a block holds, and rows shared by blocks that count who comes last."""
+LARGE = (37, 64, 29, 31)
+BEYOND = (2**21 + 1, 1024)
+"""More than 2^31 values."""
+
 
 class Device(NamedTuple):
     """How values get to where the kernels run, and back."""
@@ -59,7 +67,8 @@ SHAPES = (
 )
 """Shapes whose tails fill no batch of loads, warp or block, with the feature axis first, inside and last."""
 
-LAYOUTS = ("C", "F", "rolled", "strided", "reversed")
+LAYOUTS = ("C", "F", "rolled", "strided", "reversed", "shifted")
+"""In memory; shifted: contiguous, from an address on that no wide load may have."""
 DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 
@@ -86,6 +95,8 @@ def laid_out(device: Device, values: np.ndarray, layout: str) -> Any:
         return rolled.transpose(axes[-1], *axes[:-1])
     if layout == "strided":
         return device.put(np.repeat(values, 2, axis=-1))[..., ::2]
+    if layout == "shifted":
+        return device.put(np.append(values.flat[:1], values))[1:].reshape(values.shape)
     if layout == "reversed":
         return device.put(np.ascontiguousarray(values[::-1]))[::-1]
     return device.put(np.asarray(values, order="C"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -17,6 +18,9 @@ waiting_allowed = False
 events: list[str] = []
 """What the host and the device did, in order: "to host" where the host waited, and what others add."""
 
+captured: list[Callable[[], None]] | None = None
+"""The work of the graph that is captured; None where work runs at once."""
+
 _buffers: list[tuple[weakref.ref[np.ndarray], int, int]] = []
 """The bytes that arrays lie in, and where the values start and stop."""
 
@@ -27,12 +31,12 @@ class Device:
     entered = 0
     id = 0
     pci_bus_id = "none"
-    mem_info = (0, 0)
+    mem_info = (2**20, 2**20)
     compute_capability: str
     attributes: dict[str, int]
 
     def __init__(self, number: int = 0) -> None:
-        assert number == 0, "one device only"
+        assert number in (0, 1), "one device, by two numbers"
 
     def __enter__(self) -> Self:
         Device.entered += 1
@@ -141,7 +145,9 @@ def empty(shape: Any, dtype: Any) -> Any:
 
 
 def zeros(shape: Any, dtype: Any) -> Any:
-    return device(np.zeros(shape, dtype))
+    there = _allocated(shape, dtype)
+    queue(lambda: there.fill(0))
+    return there
 
 
 def ones(shape: Any, dtype: Any) -> Any:
@@ -150,6 +156,14 @@ def ones(shape: Any, dtype: Any) -> Any:
 
 def zeros_like(a: Any) -> Any:
     return device(np.zeros_like(host(a)))
+
+
+def queue(work: Callable[[], None]) -> None:
+    """Run the work, or keep it for the graph that is captured."""
+    if captured is None:
+        work()
+    else:
+        captured.append(work)
 
 
 def refuse_off_device() -> None:
@@ -171,4 +185,6 @@ def _allocated(shape: Any, dtype: Any) -> Any:
     buffer = np.full(size + 3 * MARGIN, 0xFF, np.uint8)
     start = MARGIN - buffer.ctypes.data % MARGIN + MARGIN
     _buffers.append((weakref.ref(buffer), start, start + size))
+    if captured is not None:
+        captured.append(lambda: buffer[:0].fill(0))  # the graph works on it after its array is gone
     return buffer[start : start + size].view(dtype).reshape(shape).view(ndarray)

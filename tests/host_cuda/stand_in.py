@@ -21,10 +21,11 @@ from . import build, memory, source, streams
 from .memory import Device, device, empty, host, ndarray, ones, zeros, zeros_like
 from .source import Scalar
 
-__all__ = ["Device", "device", "empty", "host", "ndarray", "ones", "zeros", "zeros_like"]
+__all__ = ["Device", "asnumpy", "device", "empty", "host", "ndarray", "ones", "zeros", "zeros_like"]
 __version__ = cupy.__version__
 float16, float32, float64, int64, uint32 = np.float16, np.float32, np.float64, np.int64, np.uint32
 
+asnumpy = host
 cuda = streams.cuda
 
 BLOCK = 128
@@ -122,7 +123,7 @@ class RawKernel:
 
 def get_default_memory_pool() -> Any:
     """One that keeps nothing."""
-    return SimpleNamespace(free_all_blocks=lambda: None)
+    return SimpleNamespace(free_all_blocks=lambda: None, used_bytes=int, total_bytes=int)
 
 
 def is_available() -> bool:
@@ -146,7 +147,7 @@ def _launch(
     memory.events.append(name)
     sources[code] = name
     if not dry:
-        streams.queue(functools.partial(_run, code, name, arguments, blocks, threads, cluster, shared))
+        memory.queue(functools.partial(_run, code, name, arguments, blocks, threads, cluster, shared))
 
 
 def _run(code: str, name: str, arguments: list[bytes], blocks: int, threads: int, cluster: int, shared: int) -> None:

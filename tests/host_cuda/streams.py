@@ -12,14 +12,6 @@ from . import memory
 NAME = b"the host harness: no device"
 
 
-def queue(work: Callable[[], None]) -> None:
-    """Run the work, or keep it for the graph that is captured."""
-    if Stream.captured is None:
-        work()
-    else:
-        Stream.captured.append(work)
-
-
 class Graph:
     """Work that was captured."""
 
@@ -35,8 +27,6 @@ class Stream:
     """The one stream, entered as CuPy's are."""
 
     null: Stream
-    captured: list[Callable[[], None]] | None = None
-    """The work of a capture; None where work runs at once."""
 
     def __init__(self, *, non_blocking: bool = False) -> None:
         pass
@@ -48,13 +38,13 @@ class Stream:
         pass
 
     def synchronize(self) -> None:
-        assert Stream.captured is None, "a stream that is captured cannot be waited for"
+        assert memory.captured is None, "a stream that is captured cannot be waited for"
 
     def begin_capture(self) -> None:
-        Stream.captured = []
+        memory.captured = []
 
     def end_capture(self) -> Graph:
-        work, Stream.captured = Stream.captured, None
+        work, memory.captured = memory.captured, None
         assert work is not None, "nothing was captured"
         return Graph(work)
 

@@ -26,7 +26,7 @@ def program(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The command with the host in the place of the device."""
     root = Path(__file__).parents[2]
     environment = os.environ | {"PYTHONPATH": f"{root}:{root / 'tests'}"}
-    command = [sys.executable, "-m", "host_cuda.program", *map(str, arguments)]
+    command = [sys.executable, "-m", "host_cuda.program", "-m", "bnengine", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
 
 
