@@ -17,7 +17,8 @@ from .timing import JAX, PYTORCH, Contender, cores, thread_counts, threads
 # ---- PyTorch
 
 
-def _torch_network(case: Any) -> Any:
+def torch_network(case: Any) -> Any:
+    """The case's network with its first parameters, where these are."""
     import torch
     from torch import nn
 
@@ -39,11 +40,11 @@ def _torch_network(case: Any) -> Any:
     return nn.Sequential(*modules).to(torch.from_dlpack(layers[0]["weight"]).device)
 
 
-def torch_step(case: Any, *, fused: bool, compiled: bool = False) -> Any:
-    """A step as PyTorch's users write it, from the case's first parameters, where these are."""
+def torch_step(case: Any, *, fused: bool, compiled: bool = False, net: Any = None) -> Any:
+    """A step as PyTorch's users write it, of a network or of the case's."""
     import torch
 
-    net = _torch_network(case)
+    net = torch_network(case) if net is None else net
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[case.network.optimizer]
     optimizer = kind(net.parameters(), lr=case.network.rate, fused=fused)
     forward = torch.compile(net) if compiled else net
