@@ -43,6 +43,12 @@ def host_cuda(session: nox.Session) -> None:
     session.run("pytest", "tests/host_cuda", "-m", "grid", *session.posargs)
 
 
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """The record of the CUDA path, where a GPU is: `nox -s gpu -- --name h100` (20 minutes, no network, installs nothing)."""
+    session.run("python", "benchmarks/gpu_record.py", *session.posargs)
+
+
 @nox.session
 def fuzz(session: nox.Session) -> None:
     """10,000 damaged files for each reader, under limits on memory and time: `nox -s fuzz -- npz --cases 500`."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ from bnengine.bench import machine, peers, steps
 from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failed, rounded, spread
 from bnengine.training import train_step
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX else takes most of a GPU's memory
 BATCH, EPOCHS = 128, 20
 UNTIMED = 5
 """Steps at the start of a run."""

@@ -17,6 +17,8 @@ from bnengine.kernels.reference import Moments
 
 EPS = 1e-5
 
+FULL = (((65536, 64), 1), ((32, 64, 56, 56), 1))
+"""Shapes that fill a GPU."""
 REPEATS = 100
 """Of what has to give the same bits, or the same memory, each time."""
 CHAINED = ((2100, 8), (2, 3, 10, 12), (70_000, 4))

@@ -102,3 +102,9 @@ def test_half_types(stand_in: ModuleType, tmp_path_factory: pytest.TempPathFacto
     found = {row["family"] for row in record["rows"]}
     assert found == expected_families(record, {"bnengine", "PyTorch", "jax.jit"})
     assert "2x4x6x6 nchw training forward" in printed
+
+
+def test_steps_in_half_types_are_refused(stand_in: ModuleType) -> None:
+    done = program("bench", "--backend", "cupy", "--dtype", "float16", "--contenders", "bnengine")
+    assert done.returncode == 2
+    assert done.stderr == "bnengine: --dtype: float16 is for kernels; add --kernels or leave it out\n"

@@ -66,19 +66,19 @@ DEVICE = {"device": {"name": "a"}, "copy": {}, "clocks": {}, "rows": [], "left_o
 def test_what_was_measured_stays_when_a_part_fails(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A part that is well; one that fails, one that is refused, one that takes too long; then one that is well."""
+    """A part that is well; one that fails, one that is skipped, one that takes too long; then one that is well."""
     monkeypatch.setattr(script, "GRACE", 0.005)
     write = f"import pathlib, sys; pathlib.Path(sys.argv[1]).write_text({json.dumps(json.dumps(DEVICE))})"
     parts = (
         script.Part("device", 1.0, ("-c", write, "OUT")),
         script.Part("fails", 1.0, ("-c", "raise SystemError('the device is lost')")),
-        script.Part("refused", 1.0, ("-c", "import sys; sys.exit(2)")),
+        script.Part("skipped", 1.0, ("-c", "import sys; sys.exit(2)")),
         script.Part("long", 0.0, ("-c", "import time; time.sleep(60)")),
         script.Part("well", 1.0, ("-c", write, "OUT")),
     )
     assert script.main(["--out", str(tmp_path)], (sys.executable,), parts) == 1
     record = json.loads((tmp_path / "gpu-record.json").read_text())
-    assert [part["status"] for part in record["parts"].values()] == ["done", "failed", "refused", "ended", "done"]
+    assert [part["status"] for part in record["parts"].values()] == ["done", "failed", "skipped", "ended", "done"]
     assert record["parts"]["fails"]["reason"] == "SystemError: the device is lost"
     assert record["left_out"] == [{"part": "well", "case": "a"}]
     assert record["kernels"] == {}

@@ -29,6 +29,9 @@ def _engine(case: Case) -> Iterator[Contender]:
 
 
 def _torch(case: Case) -> Iterator[Contender]:
+    import torch
+
+    torch.backends.cudnn.enabled = True  # whatever contenders of kernels have set
     for fused in (False, True):
         yield case.contender(PYTORCH, peers.torch_step(case, fused=fused), "fused optimiser" * fused, asarray=tensor)
 
