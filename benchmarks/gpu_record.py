@@ -52,13 +52,18 @@ def _bench(*words: str) -> tuple[str, ...]:
 
 TESTS = ("-m", "pytest", "-m", "gpu", "-q", "-W", "default", "-p", "no:cacheprovider", "--junitxml=OUT")
 DEVICE = ("--kernels", "--shapes", "2x2", "--contenders", "bnengine", "--minutes", "0")  # its copy, and what it is
+QUICK = ("--kernels", "--contenders", "bnengine,bnengine portable,bnengine reference,pytorch,jax.jit")
+SLOW = ("--kernels", "--contenders", "bnengine,torch.compile")  # seconds of compiling for each shape
 PARTS = (
     Part("device", 0.05, _bench(*DEVICE)),
-    Part("tests", 0.35, (*TESTS, "tests/test_cuda_gpu.py")),
-    Part("kernels, float32", 0.6, _bench("--kernels", "--dtype", "float32")),
-    Part("kernels, float16", 0.72, _bench("--kernels", "--dtype", "float16")),
-    Part("kernels, bfloat16", 0.82, _bench("--kernels", "--dtype", "bfloat16")),
-    Part("steps", 0.9, _bench("--steps")),
+    Part("tests", 0.3, (*TESTS, "tests/test_cuda_gpu.py")),
+    Part("kernels, float32", 0.5, _bench(*QUICK, "--dtype", "float32")),
+    Part("kernels, float16", 0.6, _bench(*QUICK, "--dtype", "float16")),
+    Part("kernels, bfloat16", 0.7, _bench(*QUICK, "--dtype", "bfloat16")),
+    Part("kernels, float32, compiled", 0.8, _bench(*SLOW, "--dtype", "float32")),
+    Part("kernels, float16, compiled", 0.84, _bench(*SLOW, "--dtype", "float16")),
+    Part("kernels, bfloat16, compiled", 0.87, _bench(*SLOW, "--dtype", "bfloat16")),
+    Part("steps", 0.94, _bench("--steps")),
     Part("time to accuracy", 1.0, ("benchmarks/time_to_accuracy.py", "--minutes", "MINUTES", "--out", "OUT")),
 )
 
@@ -77,7 +82,7 @@ def measured(parts: tuple[Part, ...], minutes: float, python: tuple[str, ...]) -
         **{name: [] for name in ("rows", "left_out", "summary")},
     }
     for part in parts:
-        left = part.until * minutes - (time.monotonic() - began) / 60
+        left = part.until * (minutes - GRACE) - (time.monotonic() - began) / 60
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "part.json"
             outcome = _run(part, out, max(left, 0.0), python)

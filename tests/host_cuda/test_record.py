@@ -34,7 +34,7 @@ def short(script: ModuleType) -> tuple[Any, ...]:
     return (
         device,
         tests._replace(words=(*tests.words, "-k", HERE)),
-        *(part._replace(words=(*part.words, *SMALL)) for part in (kernels[-1], steps)),
+        *(part._replace(words=(*part.words, *SMALL)) for part in (kernels[2], steps)),
         accuracy._replace(words=(*accuracy.words, *quick)),
     )
 

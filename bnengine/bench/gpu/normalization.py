@@ -31,8 +31,7 @@ _RESNET = (
 _PLANES = ((16, 64, 256), *((n, c, side) for n in (32, 256) for c, side in _RESNET))
 FIXED = (
     *map(Shape, ((128, 512), (8192, 1024), (65536, 64), (4096, 4096))),
-    *(Shape((n, c, side, side)) for n, c, side in _PLANES),
-    *(Shape((n, side, side, c), -1) for n, c, side in _PLANES),
+    *(shape for n, c, side in _PLANES for shape in (Shape((n, c, side, side)), Shape((n, side, side, c), -1))),
 )
 
 
