@@ -117,9 +117,9 @@ class Config:
         if self.early_stopping is not None and self.validation == 0:
             raise ConfigError("early_stopping: needs validation rows to judge by, but validation is 0")
         if self.resume and self.overwrite:
-            raise ConfigError("resume and overwrite exclude each other")
+            raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
-            raise ConfigError("resume: name the run with out")
+            raise ConfigError("resume: name the run with --out")
 
     def kept(self) -> dict[str, Any]:
         """What the run is, without what is not set and where it goes."""

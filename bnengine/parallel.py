@@ -343,8 +343,12 @@ def _mpi() -> Any:
     os.environ.setdefault("MPIR_CVAR_SUPPRESS_ABORT_MESSAGE", "1")  # MPICH: the reason has been told by then
     try:
         from mpi4py import MPI
+    except ModuleNotFoundError as error:
+        raise ImportError(f"distributed: {error}; install the extra mpi") from error
     except (ImportError, RuntimeError) as error:
-        raise ImportError(f"distributed: mpi4py cannot be used here: {error}; install the extra mpi") from error
+        raise ImportError(
+            "distributed: mpi4py finds no MPI library; load the cluster's module or pip install mpich"
+        ) from error
     return MPI
 
 

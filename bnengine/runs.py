@@ -34,6 +34,8 @@ from .training import Fitted, NonFiniteError, fit
 SMALL_PRODUCT = 1e8
 """Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""
 
+LEFT_OUT = "in each a group of ranks (--sync-ranks) has fewer than two rows; larger batches leave out fewer"
+
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
 
@@ -157,6 +159,8 @@ class Problem:
     target: tuple[float, float]
     """Mean and standard deviation of the training targets in regression, which learns standardised ones."""
     ranks: Communicator
+    left_out: int
+    """Batches, of all epochs, in which a group of ranks has fewer than the two rows that statistics take."""
 
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
@@ -167,11 +171,10 @@ class Problem:
         )
         if config.dtype == "float32":
             _held_by_float32(dataset, ranks)
-        net = _network(config, dataset)
-        order = data.batches(int(counts[0]), config.batch_size, np.random.default_rng(0))
-        optimizer = _optimizer(config, steps=len(order))
-        train = dataset.x_train, dataset.y_train
-        return cls(config, dataset, train, validation, counts.tolist(), net, optimizer, backend, target, ranks)
+        steps, left_out = _steps(config, Shares.of(ranks, len(dataset.y_train), config.sync_ranks))
+        net, optimizer, train = _network(config, dataset), _optimizer(config, steps), (dataset.x_train, dataset.y_train)
+        made = net, optimizer, backend, target, ranks, left_out
+        return cls(config, dataset, train, validation, counts.tolist(), *made)
 
     @property
     def loss(self) -> str:
@@ -213,6 +216,7 @@ class Problem:
             f"{task}\n{self.net.summary()}\n{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {_kernels(self.backend)}"
             f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"
+            + (f"\n{self.left_out} batches are left out: {LEFT_OUT}" if self.left_out else "")
         )
 
 
@@ -310,9 +314,22 @@ def _network(config: Config, dataset: Dataset) -> Sequential:
     )
 
 
-def _optimizer(config: Config, steps: int) -> Optimizer:
-    """The optimiser, for so many steps an epoch."""
-    total, rate = steps * config.epochs, config.learning_rate
+def _steps(config: Config, shares: Shares) -> tuple[int, int]:
+    """(steps of all epochs, batches that are left out)."""
+
+    def batches(*seed: int) -> list[HostArray]:
+        return data.batches(shares.total, config.batch_size, np.random.default_rng(seed))
+
+    planned = config.epochs * len(batches(0))
+    if shares.group.size == shares.ranks.size:
+        return planned, 0
+    steps = sum(len(shares.whole(batches(config.seed, epoch))) for epoch in range(1, config.epochs + 1))
+    return steps, planned - steps
+
+
+def _optimizer(config: Config, total: int) -> Optimizer:
+    """The optimiser, for so many steps in all."""
+    rate = config.learning_rate
     rates: dict[str, float | Schedule] = {
         "constant": rate,
         "cosine": cosine(rate, steps=total),
@@ -320,7 +337,7 @@ def _optimizer(config: Config, steps: int) -> Optimizer:
     }
     chosen = rates[config.schedule]
     if config.warm_up:
-        chosen = warm_up(chosen, steps=config.warm_up * steps)
+        chosen = warm_up(chosen, steps=max(1, config.warm_up * total // config.epochs))
     return BY_NAME[config.optimizer](chosen, weight_decay=config.weight_decay, clip=config.clip)
 
 
@@ -420,6 +437,7 @@ def _summary(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "parameters": net.parameters,
         "seed": config.seed,
         "ranks": ranks.size,
+        "batches_left_out": problem.left_out,
         "reductions": ranks.reductions,
         "reduced_bytes": ranks.bytes,
         "version": __version__,

@@ -142,6 +142,18 @@ def test_a_wrong_request_is_answered_once(arguments, message):
     assert done.returncode == 2
     assert len(said(done)) == 1, done.stderr
     assert said(done)[0].startswith(f"bnengine: {message}")
+    assert not Path("run").exists()
+
+
+def test_batches_that_are_left_out_are_told_of_and_do_not_count_for_the_schedule():
+    done, _ = train(2, "run", "--sync-ranks", "1", "--batch-size", "4", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(Path("run/summary.json").read_text())
+    last = json.loads(Path("run/metrics.jsonl").read_text().splitlines()[-1])
+    assert f"{summary['batches_left_out']} batches are left out: " in done.stdout
+    assert summary["batches_left_out"] > 100
+    assert summary["steps"] + summary["batches_left_out"] == 2 * 323  # of 1293 rows, the last batch of five
+    assert last["learning_rate"] < 1e-6  # the end of the cosine
 
 
 def test_a_launcher_of_another_mpi_is_noticed():

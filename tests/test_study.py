@@ -7,10 +7,12 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ from bnengine.study import processes, running, summary
 from bnengine.study.experiments import EXPERIMENTS, Run, runs
 
 TINY = ["--quick", "--seeds", "2", "--steps", "12", "--jobs", "2"]
-NAMES = "section_4_1,bias,norm_position"
+NAMES = "section_4_1,norm_position,bias"
 
 
 def run(capsys, *arguments):
@@ -241,6 +243,43 @@ def rows_of(path):
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
+def test_resume_with_other_experiments_adds_them(directory, capsys, tmp_path):
+    shutil.copytree(directory, tmp_path / "more")
+    status, _, _ = run(capsys, *TINY, "--experiment", "matched", "--out", tmp_path / "more", "--resume")
+    assert status == 0
+    before, after = (json.loads((place / "study.json").read_text()) for place in (directory, tmp_path / "more"))
+    names = list(dict.fromkeys(row["experiment"] for row in after["rows"]))
+    assert set(names) == {*NAMES.split(","), "matched"}
+    assert f"--experiment {','.join(names)} " in after["meta"]["command"]
+    assert [row for row in after["rows"] if row["experiment"] != "matched"] == before["rows"]
+    page = (tmp_path / "more" / "study.html").read_text()
+    assert all(EXPERIMENTS[name].title.partition("'")[0] in page for name in names)
+
+
+def test_a_process_that_is_killed_is_told_of(capsys, monkeypatch):
+    def killed(*arguments):
+        raise BrokenProcessPool("raw words")
+        yield
+
+    monkeypatch.setattr(processes, "_results", killed)
+    status, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
+    assert status == 1
+    last = err.splitlines()[-1]
+    assert (
+        last == "bnengine: a process was killed, perhaps for want of memory; --resume goes on, fewer --jobs take less"
+    )
+
+
+def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(processes, "_results", interrupted)
+    status, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
+    assert (status, err.splitlines()[-1]) == (130, "bnengine: interrupted; 0 runs are kept, --resume --out x goes on")
+
+
 def test_a_killed_study_goes_on_where_it_was(capsys, problem):
     pytest.importorskip("matplotlib")
     options = ["--quick", "--seeds", "1", "--steps", "200", "--experiment", "optimizer", "--jobs", "2", "--out", "cut"]
@@ -260,7 +299,8 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
     assert 3 <= len(kept) < 18
     with file.open("a") as torn:
         torn.write('{"row": {"experim')
-    assert run(capsys, *options, "--resume")[0] == 0
+    status, _, err = run(capsys, *options, "--resume")
+    assert status == 0, err
     done = rows_of(file)
     assert len(done) == 18
     assert kept.items() <= done.items()  # not made again: seconds and all
@@ -279,13 +319,14 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
     ("arguments", "reason"),
     [
         (["--experiment", "depth,width"], "--experiment: expected some of section_4_1, learning_rate, "),
+        (["--experiment", " ,"], "--experiment: expected some of section_4_1, learning_rate, "),
         (["--seeds", "2"], "--seeds: expected at least 3, got 2; --quick takes less"),
         (["--steps", "100"], "--steps: expected at least 2000, got 100; --quick takes less"),
         (["--quick", "--steps", "0"], "--steps: expected at least 1, got 0"),
         (["--target", "1.5"], "--target: expected a test accuracy between 0 and 1, got 1.5"),
         (["--jobs", "0"], "--jobs: expected at least 1, got 0"),
-        (["--resume"], "--resume: name the study with out"),
-        (["--resume", "--overwrite", "--out", "x"], "resume and overwrite exclude each other"),
+        (["--resume"], "--resume: name the study with --out"),
+        (["--resume", "--overwrite", "--out", "x"], "--resume: excludes --overwrite"),
         (["--data", "nothing.csv"], "--data: no file or directory nothing.csv"),
     ],
 )
@@ -323,6 +364,9 @@ def test_a_directory_that_is_no_study_or_another_s_is_refused(capsys, directory)
     status, _, err = run(capsys, *TINY, "--out", directory, "--resume", "--target", "0.7")
     assert status == 2
     assert "holds rows of target 0.8, expected 0.7; choose another directory" in err
+    status, _, err = run(capsys, *TINY, "--out", directory, "--resume", "--steps", "13")
+    assert status == 2
+    assert "holds rows of steps 12, expected 13; choose another directory" in err
 
 
 @pytest.mark.parametrize("line", ["nothing", "[1]", '{"row": {}}', '{"row": {"experiment": "x"}, "curve": {}}'])
@@ -332,7 +376,9 @@ def test_a_damaged_file_of_rows_is_refused_by_line(tmp_path, line):
     processes.RowsFile(file, about, {})
     with file.open("a") as damaged:
         damaged.write(f"{line}\n")
-    with pytest.raises(ConfigError, match=r"rows.jsonl, line 2: expected a row of a study; --overwrite starts anew"):
+    with pytest.raises(
+        ConfigError, match=r"rows.jsonl, line 2: expected a row of a study; without the line --resume goes on"
+    ):
         processes.RowsFile(file, about, {})
 
 

@@ -56,6 +56,20 @@ def test_usable_is_asked_in_each_panel_by_itself():
     assert [point.usable for point in points.points(made)] == [True, False, False, True]
 
 
+def test_what_was_there_at_the_first_look_is_no_win_and_no_loss():
+    made = rows(
+        "learning_rate", {("batch", 0.1): [0.9], ("none", 0.1): [0.9]}, steps={("batch", 0.1): 13, ("none", 0.1): 13}
+    )
+    curve = {"experiment": "learning_rate", "panel": "p", "norm": "batch", "step": [13, 19]}
+    words = "after at most 13 steps with batch normalisation (learning rate 0.1) and after at most 13 steps without it"
+    found = {text: wins for text, wins in said(made, [curve]).items() if words in text}
+    assert list(found.values()) == [None]
+    later = rows(
+        "learning_rate", {("batch", 0.1): [0.9], ("none", 0.1): [0.9]}, steps={("batch", 0.1): 13, ("none", 0.1): 19}
+    )
+    assert [wins for text, wins in said(later, [curve]).items() if "after at most 13 steps with" in text] == [True]
+
+
 def test_words_for_a_result_where_batch_normalisation_wins():
     steps = {("batch", 0.1): 100, ("batch", 1.0): 50, ("none", 0.1): 200}
     made = rows("learning_rate", WIDE | {("batch", 0.01): (0.85, 0.87)}, steps=steps, diverged={("none", 1.0)})

@@ -7,6 +7,7 @@ import dataclasses
 import datetime as dt
 import io
 import shlex
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from .. import files, run_directory
 from ..bench import machine, to_json
 from ..bench.timing import cores
 from ..config import ConfigError
+from ..interrupts import Interrupted
 from . import page, plots, points, summary
 from .experiments import EXPERIMENTS, WIDTH, runs
 from .processes import Progress, Result, RowsFile, finish
@@ -53,7 +55,7 @@ class Options:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        for name in self.names():
+        for name in self.names() or ("",):
             if name not in EXPERIMENTS:
                 raise ConfigError(f"experiment: expected some of {', '.join(EXPERIMENTS)}, got {name!r}")
         for name, least in (("seeds", SEEDS), ("steps", STEPS)):
@@ -66,9 +68,9 @@ class Options:
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs: expected at least 1, got {self.jobs}")
         if self.resume and self.overwrite:
-            raise ConfigError("resume and overwrite exclude each other")
+            raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
-            raise ConfigError("resume: name the study with out")
+            raise ConfigError("resume: name the study with --out")
 
     def names(self) -> tuple[str, ...]:
         """The experiments, in the order of the table."""
@@ -115,20 +117,38 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
         tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
         file = opened(directory, options)
         jobs = options.jobs or cores()
-        finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
-        record = assembled(_meta(options, file), [file.done[run] for run in planned])
+        try:
+            finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
+        except KeyboardInterrupt as error:
+            words = f"interrupted; {len(file.done)} runs are kept, --resume --out {directory} goes on"
+            raise Interrupted(getattr(error, "signal", signal.SIGINT), words) from error
+        whole = finished(options, file)
+        results = [file.done[run] for run in runs(whole.names(), seeds=seeds, steps=steps, quick=options.quick)]
+        record = assembled(_meta(whole, file, results), results)
         write(directory, record)
     return directory, record
 
 
+def finished(options: Options, file: RowsFile) -> Options:
+    """The options with all experiments of which the file holds every run: those asked for now, and before."""
+    seeds, steps = options.size()
+    names = [
+        name
+        for name in EXPERIMENTS
+        if all(run in file.done for run in runs((name,), seeds=seeds, steps=steps, quick=options.quick))
+    ]
+    return dataclasses.replace(options, experiment=None if len(names) == len(EXPERIMENTS) else ",".join(names))
+
+
 def opened(directory: Path, options: Options) -> RowsFile:
     """The rows of a study's directory."""
-    about = {"format": FORMAT, "data": options.data, "target": options.target}
+    seeds, steps = options.size()
+    about = {"format": FORMAT, "data": options.data, "target": options.target, "seeds": seeds, "steps": steps}
     made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **machine.described()}
     return RowsFile(directory / ROWS, about, made)
 
 
-def _meta(options: Options, file: RowsFile) -> Record:
+def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record:
     seeds, steps = options.size()
     return {
         "format": FORMAT,
@@ -141,7 +161,7 @@ def _meta(options: Options, file: RowsFile) -> Record:
         "target": options.target,
         "usable": points.USABLE,
         "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
-        "run_seconds": round(sum(row["seconds"] for row, _ in file.done.values()), 1),
+        "run_seconds": round(sum(row["seconds"] for row, _ in results), 1),
         "sessions": file.sessions,
     }
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,7 @@ class RowsFile:
                 self._take(json.loads(line), about if number == 1 else None)
             except (KeyError, TypeError, json.JSONDecodeError) as error:
                 raise ConfigError(
-                    f"out: {self.path}, line {number}: expected a row of a study; --overwrite starts anew"
+                    f"out: {self.path}, line {number}: expected a row of a study; without the line --resume goes on"
                 ) from error
 
     def _take(self, entry: dict[str, Any], about: dict[str, Any] | None) -> None:
@@ -101,6 +102,9 @@ def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs:
         with _one_thread_each():
             for result in progress(_results(missing, source, target, min(jobs, len(missing))), len(missing)):
                 file.add(result)
+    except BrokenProcessPool as error:
+        words = "a process was killed, perhaps for want of memory; --resume goes on, fewer --jobs take less"
+        raise ChildProcessError(words) from error
     finally:
         seconds = round(time.perf_counter() - began, 1)
         file.end_session({"runs": len(file.done) - before, "jobs": jobs, "seconds": seconds, "commit": commit()})
