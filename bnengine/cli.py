@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__, backends, interrupts, running_statistics
 from .config import FIELDS, Config, ConfigError, resolve
@@ -79,8 +79,15 @@ def _failed(reason: str, status: int) -> int:
 # ---- parsing
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what was wrong in one line, not below twenty of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(_failed(f"{message}; {self.prog} --help shows what there is", 2))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bnengine", description="Batch-normalised networks on any array library.")
+    parser = _Parser(prog="bnengine", description="Batch-normalised networks on any array library.")
     parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     train = _command(commands, "train", _train, "train a network on data and write a run directory")
@@ -282,6 +289,8 @@ def _predict(options: argparse.Namespace) -> int:
     from . import files, runs
 
     given = vars(options)
+    if "out" in given:
+        _spare(Path(options.out), options.data, options.directory)
     header, rows = runs.predict_run(
         options.directory, options.data, backend=_backend(given), device=given.get("device")
     )
@@ -359,6 +368,14 @@ def _warmup(options: argparse.Namespace) -> int:
     for line in warmup([given["dtype"]] if "dtype" in given else ["float32", "float64"]):
         print(line, flush=True)
     return 0
+
+
+def _spare(out: Path, source: str, directory: str) -> None:
+    """Refuse to write predictions over the rows that they are of, or over a file of the run."""
+    if out.exists() and Path(source).exists() and out.samefile(source):
+        raise ConfigError(f"out: {out} is the file of --data too; choose another")
+    if out.exists() and out.resolve().parent == Path(directory).resolve():
+        raise ConfigError(f"out: {out} is a file of the run; choose another")
 
 
 def _writable(name: str, file: str) -> Path:

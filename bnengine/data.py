@@ -10,12 +10,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from .arguments import instance, integer, number, one_of, shown
-from .readers import DataError, HostArray, read_csv, read_idx, read_npy, read_npz
+from .readers import DataError, HostArray, Table, read_csv, read_idx, read_npy, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""
@@ -29,6 +29,9 @@ FASHION_MNIST = (
         "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
     },
 )
+MOST_CLASSES = 50
+"""Different whole numbers that are taken for classes where nobody says what they are."""
+
 FASHION_MNIST_DIRECTORY = "/usr/share/datasets/fashion-mnist"
 
 
@@ -100,6 +103,8 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     integer("seed", seed, 0)
     if label is not None and (type(label) is not str or not source.endswith(".csv")):
         raise DataError(f"label: only a CSV file has a label column to choose, and data is {source}")
+    if task == "regression" and (source in NAMED or (Path(source).is_dir() and not Path(source, "x.npy").exists())):
+        raise DataError(f"task: {source} has classes to tell apart and no values to predict")
     if source in ("digits", "breast-cancer"):
         return _from_scikit_learn(source, test, seed)
     if source == "fashion-mnist":
@@ -117,6 +122,8 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
         return from_arrays(path, read_npz(path), task, test, seed)
     if path.suffix == ".csv":
         table = read_csv(path, label=label)
+        if task == "auto":
+            _refuse_strays(path, table)
         dataset = _split(path.stem, table.x, table.y, task, test, seed)
         return replace(dataset, columns=tuple(table.columns), label=table.label)
     raise DataError(f"data: expected .npz, .csv or a directory of .npy or IDX files, got {source}")
@@ -166,6 +173,22 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     if rows - starts[-1] == 1:
         starts.pop()
     return np.split(order, starts[1:])
+
+
+def fingerprint(x: HostArray, y: HostArray, first: int = 0) -> int:
+    """A number that follows from all values and their order; those of the parts of a data set add up, modulo 2^64.
+
+    `first` is the number of the first row. It tells changed data from the same, not what somebody has made alike.
+    """
+    keys = np.random.default_rng(0).integers(2**63, size=(2, x.shape[1] + 1), dtype=np.uint64) | np.uint64(1)
+    total = 0
+    for start in range(0, len(x), 4096):
+        rows = np.column_stack([x[start : start + 4096], y[start : start + 4096]]).astype(np.float64, order="C")
+        mixed = (rows.view(np.uint64) ^ keys[0]) * keys[1]
+        each = np.bitwise_xor.reduce(mixed ^ (mixed >> np.uint64(29)), axis=1)
+        place = np.arange(first + start, first + start + len(rows), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
+        total += int(np.sum((each ^ (each >> np.uint64(31))) * place, dtype=np.uint64))
+    return total % 2**64
 
 
 def checked_array(name: str, value: HostArray) -> HostArray:
@@ -290,15 +313,45 @@ def values(y: HostArray, where: str) -> HostArray:
     """Targets of a regression as numbers."""
     found = _as_numbers(y)
     if found is None:
-        raise DataError(f"{where}: regression needs finite numbers as targets, got for example {str(y[0])!r}")
+        row = int(np.argmin(np.isfinite([_number(value) for value in y])))
+        raise DataError(f"{where}: regression needs finite numbers as targets, got {str(y[row])!r} in row {row + 1}")
     return found
+
+
+def _refuse_strays(path: Path, table: Table) -> None:
+    """Refuse labels that are numbers but for some, which would make a class of each number."""
+    if _as_numbers(table.y) is not None:
+        return
+    found = np.asarray([_number(value) for value in table.y])
+    numbers = found[np.isfinite(found)]
+    classes = _whole(numbers) and len(np.unique(numbers)) <= MOST_CLASSES
+    for label, line, value in zip(table.y, table.lines, found, strict=True):
+        stray = not math.isfinite(value) and (not classes or _is_number(label))
+        if numbers.size and stray:
+            raise DataError(
+                f"{path}, line {line}: label {str(label)!r} is no finite number, others are; "
+                "mend it, or --task classification takes labels as names"
+            )
+
+
+def _number(text: Any) -> float:
+    """The value; NaN where it is none."""
+    return float(text) if _is_number(text) else math.nan
+
+
+def _is_number(text: Any) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _as_task(y: HostArray, task: str) -> tuple[str, tuple[str, ...], HostArray]:
     """(task, names of the classes, y as class numbers or values)."""
     found = _as_numbers(y)
     if task == "auto":
-        few = found is None or (_whole(found) and len(np.unique(found)) <= 50)
+        few = found is None or (_whole(found) and len(np.unique(found)) <= MOST_CLASSES)
         task = "classification" if few else "regression"
     if task == "regression":
         return task, (), values(y, "task")

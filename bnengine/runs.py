@@ -159,6 +159,8 @@ class Problem:
     target: tuple[float, float]
     """Mean and standard deviation of the training targets in regression, which learns standardised ones."""
     ranks: Communicator
+    rows: dict[str, Any]
+    """What tells the data from other data: names, how many rows, a number that follows from their values."""
     left_out: int
     """Batches, of all epochs, in which a group of ranks has fewer than the two rows that statistics take."""
 
@@ -173,7 +175,7 @@ class Problem:
             _held_by_float32(dataset, ranks)
         steps, left_out = _steps(config, Shares.of(ranks, len(dataset.y_train), config.sync_ranks))
         net, optimizer, train = _network(config, dataset), _optimizer(config, steps), (dataset.x_train, dataset.y_train)
-        made = net, optimizer, backend, target, ranks, left_out
+        made = net, optimizer, backend, target, ranks, _described_rows(dataset, validation, ranks), left_out
         return cls(config, dataset, train, validation, counts.tolist(), *made)
 
     @property
@@ -203,6 +205,7 @@ class Problem:
             "epoch": len(fitted.history),
             "position": len(fitted.losses),
             "losses": fitted.losses,
+            "rows": self.rows,
         }
         return checkpoints.packed(self.net, fitted.params, fitted.state, opt_state=fitted.opt_state, metadata=metadata)
 
@@ -230,6 +233,9 @@ def evaluate_run(
     task, mean, std = loaded.metadata["task"], loaded.metadata["target_mean"], loaded.metadata["target_std"]
     if source is None:
         dataset = data.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
+        for names in ("classes", "columns"):
+            if list(getattr(dataset, names)) != loaded.metadata[names]:
+                raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
         x, y, name = dataset.x_test, dataset.y_test, f"{dataset.name}, test part"
     else:
         x, y = _labelled(source, label, loaded)
@@ -253,7 +259,14 @@ def predict_run(
     _, loaded, place = _load_run(run, backend, device)
     x = _unlabelled(source, loaded)
     _same_features(x, loaded, source)
-    outputs = predict(loaded.net, loaded.params, loaded.state, x, backend=place).astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):  # refused next
+        outputs = predict(loaded.net, loaded.params, loaded.state, x, backend=place).astype(np.float64)
+    if not np.isfinite(outputs).all():
+        row = int(np.argmin(np.isfinite(outputs).all(axis=1)))
+        raise DataError(
+            f"{source}: row {row + 1}, with values up to {np.abs(x[row]).max():.3g}, is too far from the training rows: "
+            "the network's output is not finite"
+        )
     if loaded.metadata["task"] == "regression":
         values = outputs[:, 0] * loaded.metadata["target_std"] + loaded.metadata["target_mean"]
         return ["prediction"], [[f"{value:.9g}"] for value in values]
@@ -290,8 +303,9 @@ def _statistics_gap(config: Config, loaded: Loaded, x: HostArray, place: Backend
 def _held_by_float32(dataset: Dataset, ranks: Communicator) -> None:
     """Refuse features of which float32 would keep nothing: far from zero for their spread, or too large to square."""
     x = dataset.x_train
-    mean = ranks.sum(x.sum(axis=0, dtype=np.float64)) / ranks.sum(np.asarray([len(x)]))
-    spread = np.sqrt(ranks.sum(np.square(x - mean).sum(axis=0)) / ranks.sum(np.asarray([len(x)])))
+    with np.errstate(over="ignore", invalid="ignore"):  # refused below
+        mean = ranks.sum(x.sum(axis=0, dtype=np.float64)) / ranks.sum(np.asarray([len(x)]))
+        spread = np.sqrt(ranks.sum(np.square(x - mean).sum(axis=0)) / ranks.sum(np.asarray([len(x)])))
     largest = np.max(ranks.gather(np.abs(x).max(axis=0, initial=0).astype(np.float64)), axis=0)
     lost = (spread > 0) & (largest * 2.0**-25 > 0.1 * spread)  # a quarter of a unit in the last place
     for column in np.flatnonzero(lost | (largest > 1e18))[:1]:
@@ -359,6 +373,7 @@ def _resumed(directory: Path, problem: Problem) -> tuple[Fitted | None, str]:
     _keeps_its_configuration(directory, before, problem.config)
     check = functools.partial(_fits, problem)
     loaded, note = run_directory.last_checkpoint(directory, problem.backend, check)
+    _keeps_its_rows(problem, loaded)
     history, losses = loaded.metadata["history"], loaded.metadata["losses"]
     note = f"{note}, epoch {len(history)}\n" if note else ""
     best, lost = _best(directory, problem, history)
@@ -386,6 +401,32 @@ def _keeps_its_configuration(directory: Path, before: Config, now: Config) -> No
     if name == "epochs" and now.epochs > before.epochs:
         raise ConfigError(f"{words}only a run with a constant schedule can be lengthened, this one's is {now.schedule}")
     raise ConfigError(f"{words}a resumed run keeps its configuration")
+
+
+def _described_rows(
+    dataset: Dataset, validation: tuple[HostArray, HostArray] | None, ranks: Communicator
+) -> dict[str, Any]:
+    names = {"classes": list(dataset.classes), "columns": list(dataset.columns), "label": dataset.label}
+    parts = [
+        (dataset.x_train, dataset.y_train),
+        (dataset.x_test, dataset.y_test),
+        *([validation] if validation else []),
+    ]
+    shares = [Shares.of(ranks, len(y)) for _, y in parts]
+    own = [data.fingerprint(x, y, share.first) for (x, y), share in zip(parts, shares, strict=True)]
+    values = [sum(part) % 2**64 for part in zip(*ranks.gather(own), strict=True)]
+    return {**names, "rows": [share.total for share in shares], "values": [f"{value:016x}" for value in values]}
+
+
+def _keeps_its_rows(problem: Problem, loaded: Loaded) -> None:
+    """Refuse to go on with other data: old and new rows would be mixed, names put to another network's outputs."""
+    source, before = problem.config.data, loaded.metadata.get("rows", {})
+    for name, now in problem.rows.items():
+        if before.get(name) != now:
+            change = "have changed" if name == "values" else f"were {before.get(name)!r} and are {now!r} now"
+            raise ConfigError(
+                f"data: {source} is not what the run was trained on: its {name} {change}; --overwrite starts anew"
+            )
 
 
 def _best(directory: Path, problem: Problem, history: list[dict[str, Any]]) -> tuple[Fitted | None, str]:

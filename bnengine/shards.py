@@ -63,7 +63,11 @@ def _held_out(dataset: Dataset, config: Config) -> Parts:
     x, y, target, held = dataset.x_train, dataset.y_train, (0.0, 1.0), None
     classes = dataset.task == "classification"
     if not classes:
-        target = float(np.mean(y)), float(np.std(y)) or 1.0
+        with np.errstate(over="ignore", invalid="ignore"):
+            target = float(np.mean(y)), float(np.std(y)) or 1.0
+        if not np.isfinite(target).all():
+            largest = np.abs(y).max()
+            raise DataError(f"data: targets up to {largest:.3g} are too large for a standard deviation; rescale them")
         y = (y - target[0]) / target[1]
     if config.validation > 0:
         x, held_x, y, held_y = data.hold_out(x, y, config.validation, seed=config.seed, stratify=classes)

@@ -321,6 +321,90 @@ def test_a_loss_that_blows_up_is_exit_status_1_with_the_last_good_network(capsys
     assert all(np.isfinite(leaf).all() for leaf in trees.leaves(bn.load("run/model.safetensors").params))
 
 
+# ---- data that are not what they were
+
+
+def table(names="abk", kinds="xy", rows=60, first=0.0):
+    rng = np.random.default_rng(0)
+    lines = [f"{a:.3f},{b:.3f},{kinds[int(a > 0)]}" for a, b in rng.standard_normal((rows, 2))]
+    return "\n".join([",".join(names), f"{first},0.5,{kinds[0]}", *lines]) + "\n"
+
+
+CHANGED = {
+    "values have changed": table(first=0.001),
+    "rows were [48, 13] and are [32, 9] now": table(rows=40),
+    "classes were ['x', 'y'] and are ['y', 'z'] now": table(kinds="zy"),
+    "classes have": table(kinds="yx"),
+    "columns were ['a', 'b'] and are ['b', 'a'] now": table("bak"),
+    "label was": table("abd"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_resume_refuses_other_data(capsys, change, epochs):
+    options = [
+        "train",
+        "--data",
+        "rows.csv",
+        "--schedule",
+        "constant",
+        "--validation",
+        "0",
+        "--hidden",
+        "4",
+        "--out",
+        "run",
+    ]
+    Path("rows.csv").write_text(table())
+    assert run(capsys, *options, "--epochs", "1")[0] == 0
+    kept = Path("run/model.safetensors").read_bytes()
+    Path("rows.csv").write_text(CHANGED[change])
+    status, _, err = run(capsys, *options, "--epochs", epochs, "--resume")
+    assert status == 2
+    words = {"classes have": "values have changed", "label was": "label were 'k' and are 'd' now"}.get(change, change)
+    assert (
+        err == f"bnengine: --data: rows.csv is not what the run was trained on: its {words}; --overwrite starts anew\n"
+    )
+    assert Path("run/model.safetensors").read_bytes() == kept
+
+
+def test_evaluate_refuses_its_own_data_with_other_names(capsys):
+    Path("rows.csv").write_text(table())
+    assert run(capsys, "train", "--data", "rows.csv", "--epochs", "1", "--hidden", "4", "--out", "run")[0] == 0
+    Path("rows.csv").write_text(table(kinds="zy"))
+    status, _, err = run(capsys, "evaluate", "run")
+    assert (status, err) == (2, "bnengine: rows.csv: its classes are no longer those that the run was trained on\n")
+
+
+def test_predict_spares_the_rows_and_the_run(digits_run, capsys):
+    np.savez("rows.npz", x=data.load("digits").x_test)
+    for out, reason in (("rows.npz", "is the file of --data too"), ("run/model.safetensors", "is a file of the run")):
+        before = Path(out).read_bytes()
+        status, _, err = run(capsys, "predict", "run", "--data", "rows.npz", "--out", out)
+        assert (status, err) == (2, f"bnengine: --out: {out} {reason}; choose another\n")
+        assert Path(out).read_bytes() == before
+
+
+def test_predict_refuses_rows_without_a_finite_output(digits_run, capsys):
+    x = data.load("digits").x_test.astype(np.float64)
+    x[3, 5] = 1e308
+    np.savez("rows.npz", x=x)
+    status, out, err = run(capsys, "predict", "run", "--data", "rows.npz")
+    assert (status, out) == (2, "")
+    assert err.startswith("bnengine: rows.npz: row 4, with values up to 1e+308, is too far from the training rows")
+    assert err.count("\n") == 1
+
+
+def test_targets_that_have_no_standard_deviation_are_refused(capsys):
+    rng = np.random.default_rng(0)
+    np.savez("t.npz", x=rng.random((50, 4)), y=rng.random(50) * 1e300)
+    status, _, err = run(capsys, "train", "--data", "t.npz", "--out", "run")
+    assert (status, Path("run").exists()) == (2, False)
+    assert err.startswith("bnengine: --data: targets up to ")
+    assert err.count("\n") == 1
+
+
 WRONG = [
     (["train", "--epochs", "0"], "bnengine: --epochs: expected at least 1, got 0"),
     (["train", "--learning-rate", "-1"], "bnengine: --learning-rate: expected a positive number, got -1.0"),
@@ -343,6 +427,8 @@ WRONG = [
     (["train", "--out", "file/run"], "bnengine: file/run: Not a directory"),
     (["train", "--seed", "4294967296"], "seed: expected less than 2**32, got 4294967296"),
     (["fly"], "invalid choice: 'fly'"),
+    (["train", "--task", "regression"], "--task: digits has classes to tell apart and no values to predict"),
+    (["predict", "x"], "bnengine: the following arguments are required: --data; bnengine predict --help"),
 ]
 
 
@@ -354,7 +440,8 @@ def test_a_wrong_request_is_exit_status_2_in_one_line(capsys, arguments, message
     status, out, err = run(capsys, *arguments)
     assert (status, out) == (2, "")
     assert message in err
-    assert "Traceback" not in err
+    assert err.startswith("bnengine: ")
+    assert err.count("\n") == 1
     assert not Path("runs").exists()
 
 

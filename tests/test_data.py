@@ -184,8 +184,32 @@ def test_other_csv_refusals():
     Path("data.csv").write_bytes(b"a,b\n\xff\xfe,2\n")
     with pytest.raises(DataError, match="cannot be read as CSV"):
         data.load(path)
-    with pytest.raises(DataError, match="task: regression needs finite numbers as targets, got for example 'x'"):
+    with pytest.raises(DataError, match="task: regression needs finite numbers as targets, got 'x' in row 1"):
         data.load(write_csv("a,y\n" + "1,x\n2,z\n" * 9), task="regression")
+
+
+@pytest.mark.parametrize("stray", ["nan", "inf", "1.2x"])
+def test_a_label_that_is_no_number_among_numbers_is_refused_by_its_line(stray):
+    path = write_csv("a,y\n" + "".join(f"{i},{i / 10}\n" for i in range(60)) + f'1,"{stray}"\n')
+    with pytest.raises(DataError, match=f"line 62: label '{stray}' is no finite number, others are"):
+        data.load(path)
+    assert stray in data.load(path, task="classification").classes
+
+
+def test_names_beside_a_few_whole_numbers_are_classes():
+    assert data.load(write_csv("a,y\n" + "1,0\n2,1\n3,none\n" * 9)).classes == ("0", "1", "none")
+    with pytest.raises(DataError, match="line 5: label 'nan' is no finite number, others are"):
+        data.load(write_csv("a,y\n1,0\n2,1\n3,0\n4,nan\n" + "1,0\n2,1\n" * 9))
+
+
+def test_the_fingerprint_of_parts_adds_up_and_sees_any_change(rng):
+    x, y = rng.standard_normal((5000, 3)).astype(np.float32), rng.integers(0, 3, 5000)
+    whole = data.fingerprint(x, y)
+    assert (data.fingerprint(x[:4100], y[:4100]) + data.fingerprint(x[4100:], y[4100:], 4100)) % 2**64 == whole
+    for change in (lambda a, b: (a[::-1], b[::-1]), lambda a, b: (a[:, ::-1], b), lambda a, b: (a, (b + 1) % 3)):
+        assert data.fingerprint(*change(x, y)) != whole
+    x[4999, 2] = np.nextafter(x[4999, 2], np.float32(9))
+    assert data.fingerprint(x, y) != whole
 
 
 # ---- npz
