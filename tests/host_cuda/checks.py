@@ -415,7 +415,7 @@ def wide_cases() -> tuple[Case, ...]:
         Case((300, 16), 1, "float16", outliers=True),
         Case((2, 1, 40, 40), 1, "bfloat16", "rolled"),
         Case((4300, 4), 1, relu=False, outliers=True, parameters=False),
-        Case((2, 1, 100, 84), 1, "float32", "F", offset=1e6),
+        Case((50, 4, 2, 84), 2, "float32", "F", offset=1e6),  # many planes, of no power of two: each index divided
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable
@@ -21,8 +22,10 @@ events: list[str] = []
 captured: list[Callable[[], None]] | None = None
 """The work of the graph that is captured; None where work runs at once."""
 
-_buffers: list[tuple[weakref.ref[np.ndarray], int, int]] = []
-"""The bytes that arrays lie in, and where the values start and stop."""
+_buffers: list[tuple[weakref.ref[np.ndarray], int, int, np.generic]] = []
+"""The bytes that arrays lie in, where the values start and stop, and what their margins are full of."""
+_payloads = itertools.cycle(range(1, 64))
+"""Of signalling NaNs: bfloat16 has six bits for them."""
 
 
 class Device:
@@ -173,10 +176,10 @@ def refuse_off_device() -> None:
 def check_margins(name: str) -> None:
     """Fail where a kernel has written beside an array."""
     _buffers[:] = [entry for entry in _buffers if entry[0]() is not None]
-    for reference, start, stop in _buffers:
-        buffer = reference()
-        assert (buffer[start - MARGIN : start] == 0xFF).all(), f"{name} wrote before an array"
-        assert (buffer[stop : stop + MARGIN] == 0xFF).all(), f"{name} wrote behind an array"
+    for reference, start, stop, mark in _buffers:
+        before, behind = _margins(reference(), start, stop, mark)
+        assert (before == mark).all(), f"{name} wrote before an array"
+        assert (behind == mark).all(), f"{name} wrote behind an array"
 
 
 def _allocated(shape: Any, dtype: Any) -> Any:
@@ -184,7 +187,27 @@ def _allocated(shape: Any, dtype: Any) -> Any:
     size = math.prod(np.atleast_1d(shape)) * np.dtype(dtype).itemsize
     buffer = np.full(size + 3 * MARGIN, 0xFF, np.uint8)
     start = MARGIN - buffer.ctypes.data % MARGIN + MARGIN
-    _buffers.append((weakref.ref(buffer), start, start + size))
+    mark = _mark(np.dtype(dtype))
+    for margin in _margins(buffer, start, start + size, mark):
+        margin.fill(mark)
+    _buffers.append((weakref.ref(buffer), start, start + size, mark))
     if captured is not None:
         captured.append(lambda: buffer[:0].fill(0))  # the graph works on it after its array is gone
     return buffer[start : start + size].view(dtype).reshape(shape).view(ndarray)
+
+
+def _margins(buffer: Any, start: int, stop: int, mark: np.generic) -> tuple[np.ndarray, np.ndarray]:
+    """The memory before and behind an array, as its marks."""
+    return buffer[start - MARGIN : start].view(mark.dtype), buffer[stop : stop + MARGIN].view(mark.dtype)
+
+
+def _mark(dtype: np.dtype) -> np.generic:
+    """The bits of a signalling NaN, or a large integer: read, it shows in results; no arithmetic gives it back.
+
+    A quiet NaN goes through arithmetic as it is, so that what is read and written beyond an array would leave the
+    same bits there. A payload for each array, so that a copy from margin to margin shows too.
+    """
+    bits, payload = np.dtype(f"u{dtype.itemsize}").type, next(_payloads)
+    if dtype.kind in "biu":
+        return bits(np.iinfo(bits).max - payload)
+    return bits(np.array(np.inf, dtype).view(bits)[()] + bits(payload))

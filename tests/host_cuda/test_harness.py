@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from .checks import Device
+from .checks import Device, dtype_of
 
 BLOCK_SUM = """
 #include <cupy/carray.cuh>
@@ -174,6 +174,32 @@ def test_writing_beside_an_array_shows(
         assert (device.get(y) == 1).all()
         with pytest.raises(AssertionError, match=says):
             stand_in.RawKernel(FILL.replace("threadIdx.x", f"(int)threadIdx.x {slip}"), "fill")((1,), (32,), (y,))
+
+
+CHANGE = """
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+typedef NAME T;
+extern "C" __global__ void change(const T* x, T* y) { y[threadIdx.x] = T(CHANGED); }
+"""
+
+
+@pytest.mark.parametrize("changed", ["0.5 * (double)y[threadIdx.x]", "x[threadIdx.x]"], ids=["in place", "copy"])
+@pytest.mark.parametrize(
+    ("dtype", "name"),
+    [("float16", "__half"), ("bfloat16", "__nv_bfloat16"), ("float32", "float"), ("float64", "double")],
+)
+def test_writing_what_was_read_beside_an_array_shows(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, dtype: str, name: str, changed: str
+) -> None:
+    """An update of a value too many, or a copy of it from one margin to another, leaves no margin as it was."""
+    code = CHANGE.replace("NAME", name).replace("CHANGED", changed)
+    with stand_in.Device():
+        x, y = device.put(np.ones(32, dtype_of(dtype))), device.put(np.ones(32, dtype_of(dtype)))
+        kernel = stand_in.RawKernel(code, "change")
+        kernel((1,), (32,), (x, y))
+        with pytest.raises(AssertionError, match="behind an array"):
+            kernel((1,), (33,), (x, y))
 
 
 def test_what_does_not_compile_is_shown(block_sum: Callable[[str, str], bool]) -> None:
