@@ -436,6 +436,19 @@ def test_results_are_the_callers_own(fast):
     assert not np.shares_memory(z, x)
 
 
+def test_memory_that_is_kept_for_results_is_bounded(monkeypatch):
+    from bnengine.kernels import memory
+
+    monkeypatch.setattr(memory, "LARGEST", 1 << 20)
+    own = memory.Memory()
+    results = [own.empty((size,), np.dtype(np.float32)) for size in (50_000, 50_000, 100_000, 200_000, 400_000)]
+    assert not any(np.may_share_memory(a, b) for i, a in enumerate(results) for b in results[:i])
+    assert 0 < own._held <= memory.LARGEST
+    del results
+    again = own.empty((250_000,), np.dtype(np.float32))  # idle blocks of other sizes make room
+    assert again.nbytes <= own._held <= memory.LARGEST
+
+
 def test_blend(fast):
     rng = np.random.default_rng(0)
     arrays = [rng.uniform(1, 2, 7).astype(np.float32) for _ in range(4)]

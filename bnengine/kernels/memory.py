@@ -6,19 +6,34 @@ same results each step pays a page fault for every 4 KiB, each step. Blocks from
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
 import threading
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 ALIGNMENT = 64  # bytes: a cache line, and what streaming stores need
 SMALLEST = 1 << 16  # bytes: smaller blocks the C library keeps itself
-LARGEST = 1 << 28  # bytes that may be kept in all
 
 PAST_CACHE = 6 << 20  # bytes read and written from which results stream past the caches
+
+
+def _largest() -> int:
+    """Bytes that may be kept in all: an eighth of the memory that there is, or that a container may use."""
+    try:
+        found = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # not on this system
+        return 1 << 28
+    with contextlib.suppress(OSError, ValueError):  # no container, or "max"
+        found = min(found, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    return found // 8
+
+
+LARGEST = _largest()
 
 
 def past_cache(traffic: int) -> bool:
