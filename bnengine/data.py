@@ -15,7 +15,7 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from .arguments import instance, integer, number, one_of, shown
-from .readers import DataError, HostArray, Table, read_csv, read_idx, read_npy, read_npz
+from .readers import DataError, HostArray, Table, is_number, read_csv, read_idx, read_npy, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""
@@ -326,7 +326,7 @@ def _refuse_strays(path: Path, table: Table) -> None:
     numbers = found[np.isfinite(found)]
     classes = _whole(numbers) and len(np.unique(numbers)) <= MOST_CLASSES
     for label, line, value in zip(table.y, table.lines, found, strict=True):
-        stray = not math.isfinite(value) and (not classes or _is_number(label))
+        stray = not math.isfinite(value) and (not classes or is_number(label))
         if numbers.size and stray:
             raise DataError(
                 f"{path}, line {line}: label {str(label)!r} is no finite number, others are; "
@@ -336,15 +336,7 @@ def _refuse_strays(path: Path, table: Table) -> None:
 
 def _number(text: Any) -> float:
     """The value; NaN where it is none."""
-    return float(text) if _is_number(text) else math.nan
-
-
-def _is_number(text: Any) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    return float(text) if is_number(text) else math.nan
 
 
 def _as_task(y: HostArray, task: str) -> tuple[str, tuple[str, ...], HostArray]:

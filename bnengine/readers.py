@@ -72,7 +72,7 @@ def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
         raise DataError(f"{path}: expected columns separated by commas, but {separator!r} separates them")
     if len(set(header)) < len(header):
         raise DataError(f"{path}: expected a header with a different name for each column, got {header}")
-    numbers = [name for name in header if _is_number(name)]
+    numbers = [name for name in header if is_number(name)]
     if len(numbers) == len(header) or any("." in name or "-" in name for name in numbers):
         raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
     return header
@@ -138,7 +138,8 @@ def _text(path: Path, line: int, column: str, text: str) -> str:
     return text.strip()
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Whether it can be read as one, NaN and infinities too."""
     try:
         float(text)
     except ValueError:

@@ -8,7 +8,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -149,6 +149,19 @@ def failed(name: str, reason: Exception) -> Plain:
     return {"contender": name, "reason": f"{type(reason).__name__}: {words}", "kind": FAILED}
 
 
+def in_turn(contenders: list[Contender], repeats: int) -> Iterator[Contender]:
+    """All contenders in each repeat, starting one further on, while no garbage is collected."""
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for repeat in range(repeats):
+            first = repeat % max(len(contenders), 1)
+            yield from contenders[first:] + contenders[:first]
+    finally:
+        if collecting:
+            gc.enable()
+
+
 def interleaved(
     contenders: list[Contender], repeats: int, pause: float
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
@@ -160,20 +173,12 @@ def interleaved(
     once = {contender.name: _once(contender) for contender in contenders}
     calls = {name: math.ceil(SAMPLE / took) if took < SAMPLE else 1 for name, took in once.items()}
     samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for repeat in range(repeats):
-            first = repeat % max(len(contenders), 1)
-            for contender in contenders[first:] + contenders[:first]:
-                time.sleep(pause)
-                contender.prepare()
-                if once[contender.name] < LONG:
-                    contender.call()
-                samples[contender.name].append(_seconds(contender.call, calls[contender.name]))
-    finally:
-        if collecting:
-            gc.enable()
+    for contender in in_turn(contenders, repeats):
+        time.sleep(pause)
+        contender.prepare()
+        if once[contender.name] < LONG:
+            contender.call()
+        samples[contender.name].append(_seconds(contender.call, calls[contender.name]))
     return calls, samples
 
 

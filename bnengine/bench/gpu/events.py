@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -12,7 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..timing import Builder, Contender, Outcome, checked, compared, rounded, spread
+from ..timing import Builder, Contender, Outcome, checked, compared, in_turn, rounded, spread
 
 WARM_UPS = 10
 COPIED = 1 << 30
@@ -131,18 +130,10 @@ def interleaved(
     """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on."""
     queued = {contender.name: _warmed_up(contender) for contender in contenders}
     samples: dict[str, dict[str, list[float]]] = {c.name: {clock: [] for clock in clocks} for c in contenders}
-    collecting = gc.isenabled()
-    gc.disable()
-    try:
-        for repeat in range(repeats):
-            first = repeat % max(len(contenders), 1)
-            for contender in contenders[first:] + contenders[:first]:
-                contender.prepare()
-                for name, clock in clocks.items():
-                    samples[contender.name][name].append(rounded(clock(contender, queued[contender.name])))
-    finally:
-        if collecting:
-            gc.enable()
+    for contender in in_turn(contenders, repeats):
+        contender.prepare()
+        for name, clock in clocks.items():
+            samples[contender.name][name].append(rounded(clock(contender, queued[contender.name])))
     return samples
 
 
