@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bnengine import bench, files, report
-from bnengine.bench import machine
+from bnengine import bench, files, provenance
+from bnengine.bench import pictures
 
 GRACE = 0.5
 """Minutes that a part may take beyond its time before it is ended: it ends by itself between two cases."""
@@ -75,7 +75,7 @@ def measured(parts: tuple[Part, ...], minutes: float, python: tuple[str, ...]) -
         "format": bench.FORMAT,
         "command": shlex.join(["python", "benchmarks/gpu_record.py", *sys.argv[1:]]),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **machine.described(),
+        **provenance.described(),
         "device": None,
         "kernels": {},
         **{name: {} for name in ("parts", "copies", "clocks", "time_to_accuracy")},
@@ -164,7 +164,7 @@ def draw(path: Path) -> None:
     """The picture beside a record, where there is something to show and matplotlib to show it."""
     record = json.loads(path.read_text(encoding="utf-8"))
     if any("work" in row for row in record["rows"]) and importlib.util.find_spec("matplotlib"):
-        files.write(path.with_suffix(".png"), report.fractions(record))
+        files.write(path.with_suffix(".png"), pictures.fractions(record))
 
 
 def main(

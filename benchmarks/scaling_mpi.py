@@ -24,8 +24,7 @@ from pathlib import Path
 import numpy as np
 
 import bnengine as bn
-from bnengine import parallel
-from bnengine.bench import machine
+from bnengine import parallel, provenance
 
 SIZES, STRONG, WEAK, STEPS = [784, 512, 512, 10], 512, 128, 80
 MESSAGES = (64, 1024, 8192, 65536, 524288, 4194304)
@@ -290,7 +289,7 @@ def record(ranks: list[int]) -> dict[str, object]:
     return {
         "command": "python benchmarks/scaling_mpi.py",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **machine.described(),
+        **provenance.described(),
         "load": os.getloadavg(),
         "sizes": SIZES,
         "steps": compared,

@@ -20,11 +20,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnengine import backends, data, files, optimizers
+from bnengine import backends, data, files, optimizers, provenance
 from bnengine.backends import as_numpy
-from bnengine.bench import machine, peers, steps
+from bnengine.bench import peers, steps
 from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failed, rounded, spread
-from bnengine.training import train_step
+from bnengine.training.fitting import train_step
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX else takes most of a GPU's memory
 BATCH, EPOCHS = 128, 20
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         "target": options.target,
         "hidden": options.hidden,
         "batch": BATCH,
-        **machine.described(),
+        **provenance.described(),
         "seconds": {family: {**spread(times), "runs": len(times)} for family, times in reached.items() if times},
         "rows": runs,
         "left_out": [row for row in done if "family" not in row],

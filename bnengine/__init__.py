@@ -10,8 +10,6 @@ from .checkpoints import CheckpointError as CheckpointError
 from .checkpoints import Loaded as Loaded
 from .checkpoints import load as load
 from .checkpoints import save as save
-from .evaluation import evaluate as evaluate
-from .evaluation import predict as predict
 from .functional import Gradients as Gradients
 from .functional import LinearGradients as LinearGradients
 from .functional import Residuals as Residuals
@@ -42,9 +40,11 @@ from .layers import Sequential as Sequential
 from .layers import Standardize as Standardize
 from .layers import mlp as mlp
 from .optimizers import Optimizer as Optimizer
-from .running_statistics import precise_statistics as precise_statistics
-from .running_statistics import statistics_gap as statistics_gap
-from .training import Fitted as Fitted
-from .training import NonFiniteError as NonFiniteError
 from .training import fit as fit
-from .training import train_step as train_step
+from .training.evaluation import evaluate as evaluate
+from .training.evaluation import predict as predict
+from .training.fitting import Fitted as Fitted
+from .training.fitting import NonFiniteError as NonFiniteError
+from .training.fitting import train_step as train_step
+from .training.running_statistics import precise_statistics as precise_statistics
+from .training.running_statistics import statistics_gap as statistics_gap

@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from . import __version__, backends, interrupts, running_statistics
-from .config import FIELDS, Config, ConfigError, resolve
-from .interrupts import Interrupted
+from . import __version__, backends
 from .parallel import Communicator
+from .runs import interrupts
+from .runs.config import FIELDS, Config, ConfigError, resolve
+from .runs.interrupts import Interrupted
+from .training import running_statistics
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,10 +209,10 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _train_on(communicator: Communicator, config: Config) -> int:
-    from . import runs
+    from .runs import train
 
     first = communicator.rank == 0
-    directory, summary = runs.train(
+    directory, summary = train.train(
         config,
         communicator=communicator,
         on_start=(lambda text: print(text, flush=True)) if first else None,
@@ -266,10 +268,10 @@ def _number(value: float | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from . import runs
+    from .runs import train
 
     given = vars(options)
-    metrics = runs.evaluate_run(
+    metrics = train.evaluate_run(
         options.directory,
         source=given.get("data"),
         label=given.get("label"),
@@ -286,12 +288,13 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from . import files, runs
+    from . import files
+    from .runs import train
 
     given = vars(options)
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
-    header, rows = runs.predict_run(
+    header, rows = train.predict_run(
         options.directory, options.data, backend=_backend(given), device=given.get("device")
     )
     if "out" not in given:
@@ -341,28 +344,29 @@ def _run_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from . import bench, files, report
+    from . import bench, files, provenance
+    from .bench import pictures
 
     given = vars(options)
     wanted = bench.Options(**{name: value for name, value in given.items() if name in bench.FIELDS})
     wanted_files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
     if "plot" in wanted_files:
         bench.check_plot(wanted, wanted_files["plot"], wanted_files.get("out"))
-    busy = bench.machine.busy()
+    busy = provenance.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
     record = bench.run(wanted, lambda line: print(line, flush=True))
     if "out" in wanted_files:
         files.write(wanted_files["out"], bench.to_json(record))
     if "plot" in wanted_files:
-        draw = report.fractions if wanted.backend == "cupy" else report.speeds
+        draw = pictures.fractions if wanted.backend == "cupy" else pictures.speeds
         files.write(wanted_files["plot"], draw(record))
     wrong = bench.wrong(record)
     return _failed(f"not timed: {'; '.join(wrong)}", 1) if wrong else 0
 
 
 def _warmup(options: argparse.Namespace) -> int:
-    from .warmup import warmup
+    from .runs.warmup import warmup
 
     given = vars(options)
     for line in warmup([given["dtype"]] if "dtype" in given else ["float32", "float64"]):

@@ -25,7 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bnengine import cli, data, run_directory
+from bnengine import cli, data
+from bnengine.runs import run_directory
 
 EPOCHS = 100
 OPTIONS = ["--data", "digits.npz", "--hidden", "32,16", "--epochs", str(EPOCHS), "--early-stopping", str(EPOCHS)]

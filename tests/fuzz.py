@@ -30,7 +30,8 @@ import mutations
 import numpy as np
 
 import bnengine as bn
-from bnengine import config, data
+from bnengine import data
+from bnengine.runs import config
 
 MEMORY = 512 * 2**20
 SECONDS = 10

@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-from bnengine import cli, training
+from bnengine import cli
+from bnengine.training import fitting
 
 
 def faulty(step, kind, at):
@@ -30,11 +31,11 @@ def main():
         if kind == "option":
             arguments += ["--learning-rate", "0.5"]
         elif kind == "version":
-            from bnengine import runs
+            from bnengine.runs import train
 
-            runs.__version__ = "0.0.1"
+            train.__version__ = "0.0.1"
         else:
-            training.train_step = faulty(training.train_step, kind, int(at))
+            fitting.train_step = faulty(fitting.train_step, kind, int(at))
     sys.exit(cli.main(arguments))
 
 

@@ -57,12 +57,12 @@ GROUPS = {
     "layers": (["layers.py"], ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
     "optimizers": (["optimizers.py"], ["test_optimizers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
     "training": (
-        ["training.py", "evaluation.py", "running_statistics.py", "rows.py"],
+        ["training/*.py"],
         ["test_training.py", "test_finite.py", "test_parallel.py", "-k", QUICK],
         1,
     ),
     "checkpoints": (["checkpoints.py"], ["test_checkpoints.py", "-k", QUICK], 1),
-    "data": (["data.py", "readers.py"], ["test_data.py", "test_readers.py"], 1),
+    "data": (["data/*.py"], ["test_data.py", "test_readers.py"], 1),
 }
 """Modules, the tests beside them, and their share of the faults."""
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from libraries import need
 
-from bnengine import bench, kernels
-from bnengine.bench import machine, normalization, scaling, steps, timing
+from bnengine import bench, kernels, provenance
+from bnengine.bench import normalization, scaling, steps, timing
 from bnengine.bench.normalization import Case, Shape
 from bnengine.bench.timing import Contender
 from bnengine.cli import main
@@ -322,7 +322,7 @@ def test_scaling_varies_one_size_at_a_time(monkeypatch, capsys):
 
 
 def test_the_plot_compares_with_pytorch(record):
-    report = pytest.importorskip("bnengine.report")
+    report = pytest.importorskip("bnengine.bench.pictures")
     ours = {"median": 4.0, "p20": 3.0, "p80": 5.0}
     slower = {"median": 0.5, "p20": 0.4, "p80": 0.6}
 
@@ -384,7 +384,7 @@ def test_a_layout_says_where_the_channels_are():
 
 
 def test_a_busy_machine_is_told(monkeypatch, capsys):
-    monkeypatch.setattr(machine, "load", lambda: 1000.0)
+    monkeypatch.setattr(provenance, "load", lambda: 1000.0)
     assert main(["bench", *TINY]) == 0
     assert "the machine is busy (load 1000.0" in capsys.readouterr().err
 

@@ -15,9 +15,10 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import data, run_directory, trees
+from bnengine import data, trees
 from bnengine.cli import main
-from bnengine.config import FIELDS
+from bnengine.runs import run_directory
+from bnengine.runs.config import FIELDS
 
 QUICK = ["--epochs", "2", "--hidden", "32", "--batch-size", "50", "--learning-rate", "0.02"]
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bnengine.cli import main
-from bnengine.config import FIELDS
+from bnengine.runs.config import FIELDS
 
 TRAIN = ["train", "--data", "good.csv", "--epochs", "1", "--hidden", "2", "--batch-size", "20", "--device", "cpu"]
 COMMANDS = {

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bnengine.config import FIELDS, Config, ConfigError, read_toml, resolve, to_toml
+from bnengine.runs.config import FIELDS, Config, ConfigError, read_toml, resolve, to_toml
 
 
 def toml(text):

@@ -10,7 +10,7 @@ import crashes
 import pytest
 
 import bnengine as bn
-from bnengine import run_directory
+from bnengine.runs import run_directory
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="kills need POSIX signals and limits")
 SHORT = ["--data", "digits.npz", "--hidden", "16", "--epochs", "3", "--early-stopping", "3"]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bnengine import data
-from bnengine.data import DataError
+from bnengine.data import readers, sets
+from bnengine.data.sets import DataError
 
 
 def write_idx(path, array):
@@ -61,7 +62,7 @@ def test_fashion_mnist_is_checked_by_its_contents(idx_directory, monkeypatch):
         data.load("fashion-mnist")
 
 
-@pytest.mark.skipif(not Path(data.FASHION_MNIST_DIRECTORY).is_dir(), reason="needs Debian's dataset-fashion-mnist")
+@pytest.mark.skipif(not Path(sets.FASHION_MNIST_DIRECTORY).is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist():
     dataset = data.load("fashion-mnist")
     assert dataset.x_train.shape == (60000, 784)
@@ -204,12 +205,12 @@ def test_names_beside_a_few_whole_numbers_are_classes():
 
 def test_the_fingerprint_of_parts_adds_up_and_sees_any_change(rng):
     x, y = rng.standard_normal((5000, 3)).astype(np.float32), rng.integers(0, 3, 5000)
-    whole = data.fingerprint(x, y)
-    assert (data.fingerprint(x[:4100], y[:4100]) + data.fingerprint(x[4100:], y[4100:], 4100)) % 2**64 == whole
+    whole = sets.fingerprint(x, y)
+    assert (sets.fingerprint(x[:4100], y[:4100]) + sets.fingerprint(x[4100:], y[4100:], 4100)) % 2**64 == whole
     for change in (lambda a, b: (a[::-1], b[::-1]), lambda a, b: (a[:, ::-1], b), lambda a, b: (a, (b + 1) % 3)):
-        assert data.fingerprint(*change(x, y)) != whole
+        assert sets.fingerprint(*change(x, y)) != whole
     x[4999, 2] = np.nextafter(x[4999, 2], np.float32(9))
-    assert data.fingerprint(x, y) != whole
+    assert sets.fingerprint(x, y) != whole
 
 
 # ---- npz
@@ -310,15 +311,15 @@ def test_whole_numbers_are_classes_as_far_as_float64_holds_them():
 
 def test_a_missing_column_is_named():
     with pytest.raises(DataError, match="no column c, d; its columns are a, b"):
-        data.read_csv(Path(write_csv("a,b\n1,2\n")), columns=["c", "a", "d"], labelled=False)
+        readers.read_csv(Path(write_csv("a,b\n1,2\n")), columns=["c", "a", "d"], labelled=False)
 
 
 def test_labels_as_numbers_of_known_classes():
-    numbers = data.class_numbers(np.asarray(["b", "a"]), ("a", "b"), "here")
+    numbers = sets.class_numbers(np.asarray(["b", "a"]), ("a", "b"), "here")
     np.testing.assert_array_equal(numbers, [1, 0])
-    np.testing.assert_array_equal(data.class_numbers(np.asarray(["1.0", "2"]), ("1", "2"), "here"), [0, 1])
+    np.testing.assert_array_equal(sets.class_numbers(np.asarray(["1.0", "2"]), ("1", "2"), "here"), [0, 1])
     with pytest.raises(DataError, match="here, row 1: label 'c' is none of the classes a, b"):
-        data.class_numbers(np.asarray(["a", "c"]), ("a", "b"), "here")
+        sets.class_numbers(np.asarray(["a", "c"]), ("a", "b"), "here")
 
 
 def test_a_class_of_one_row_does_not_stop_the_split():

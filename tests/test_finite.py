@@ -9,7 +9,8 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import data, finite, trees
+from bnengine import data, trees
+from bnengine.training import finite
 
 LINE = bn.Sequential((bn.Linear(1, 1, bias=False),))
 

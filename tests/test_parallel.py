@@ -11,9 +11,10 @@ import pytest
 import ranks
 
 import bnengine as bn
-from bnengine import shards, trees
-from bnengine.config import resolve
+from bnengine import trees
+from bnengine.data import shards
 from bnengine.parallel import Alone, RankError, Shares, join
+from bnengine.runs.config import resolve
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
 

@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnengine import data, readers
-from bnengine.readers import DataError, read_csv, read_idx, read_npz
+from bnengine import data
+from bnengine.data import readers, sets
+from bnengine.data.readers import DataError, read_csv, read_idx, read_npz
 
 TERABYTES = 2**43
 
@@ -148,7 +149,7 @@ def test_a_row_that_spans_lines_is_named_by_its_last():
     table = read_csv(Path("data.csv"))
     assert list(table.lines) == [3, 5]
     with pytest.raises(DataError, match=r"data.csv, line 5: label 'x' is none of the classes two"):
-        data.class_numbers(table.y, ["two\nlines"], "data.csv", table.lines)
+        sets.class_numbers(table.y, ["two\nlines"], "data.csv", table.lines)
 
 
 @pytest.mark.parametrize("name", ["pipe.csv", "pipe.npz"])

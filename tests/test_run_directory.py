@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bnengine import run_directory
+from bnengine.runs import run_directory
 
 
 def opened(out, name, *, overwrite=False, resume=False):

@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bnengine import run_directory, study
+from bnengine import study
 from bnengine.cli import main
-from bnengine.config import ConfigError
+from bnengine.runs import run_directory
+from bnengine.runs.config import ConfigError
 from bnengine.study import processes, running, summary
 from bnengine.study.experiments import EXPERIMENTS, Run, runs
 

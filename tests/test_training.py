@@ -9,7 +9,8 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends, data, running_statistics, trees
+from bnengine import backends, data, trees
+from bnengine.training import running_statistics
 
 BACKENDS = ["numpy", "torch", "jax", "array-api-strict", "dask"]
 SMALL = {"array-api-strict": "array_api_strict", "dask": "dask.array"}

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .. import backends, report
-from ..config import ConfigError
+from .. import _drawing, backends, provenance
 from ..kernels import workers
-from . import machine, normalization, scaling, steps, tables
+from ..runs.config import ConfigError
+from . import normalization, pictures, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
 from .timing import COPY, FAILED, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded, time_is_over
@@ -149,9 +149,9 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "format": FORMAT,
         "command": options.command(),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **machine.described(),
+        **provenance.described(),
         "threads": workers.threads(),
-        "load": {"start": machine.load()},
+        "load": {"start": provenance.load()},
         **{name: getattr(options, name) for name in ("backend", "dtype", "seed", "minutes")},
         "repeats": options.samples,
         "rows": [],
@@ -164,7 +164,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     else:
         _processor(options, record, tell)
     record["summary"] = summary(record["rows"])
-    record["load"]["end"] = machine.load()
+    record["load"]["end"] = provenance.load()
     record["seconds"] = round(time.perf_counter() - began, 1)
     for line in tables.closing(record):
         tell(line)
@@ -276,9 +276,9 @@ def check_plot(options: Options, plot: Path, out: Path | None) -> None:
         raise ConfigError(f"plot: {plot} is the file of --out too; choose another")
     if plot.suffix != ".png":
         raise ConfigError(f"plot: expected a name that ends in .png, got {plot}")
-    if options.backend == "numpy" and not options.scaling and not any(map(options.wanted, report.BASES)):
-        raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(report.BASES)}")
-    report.drawing()
+    if options.backend == "numpy" and not options.scaling and not any(map(options.wanted, pictures.BASES)):
+        raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(pictures.BASES)}")
+    _drawing.drawing()
 
 
 def _names(contenders: str) -> list[str]:

@@ -14,11 +14,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .. import files, run_directory
-from ..bench import machine, to_json
+from .. import files, provenance
+from ..bench import to_json
 from ..bench.timing import cores
-from ..config import ConfigError
-from ..interrupts import Interrupted
+from ..runs import run_directory
+from ..runs.config import ConfigError
+from ..runs.interrupts import Interrupted
 from . import page, plots, points, summary
 from .experiments import EXPERIMENTS, WIDTH, runs
 from .processes import Progress, Result, RowsFile, finish
@@ -144,7 +145,7 @@ def opened(directory: Path, options: Options) -> RowsFile:
     """The rows of a study's directory."""
     seeds, steps = options.size()
     about = {"format": FORMAT, "data": options.data, "target": options.target, "seeds": seeds, "steps": steps}
-    made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **machine.described()}
+    made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **provenance.described()}
     return RowsFile(directory / ROWS, about, made)
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from ..report import BLUE, GREY, ORANGE, png
+from .._drawing import BLUE, GREY, ORANGE, png
 from .experiments import EXPERIMENTS
 from .figures import NAMES
 from .points import MARGIN, WORDS, Point, arm, is_line, panels, points, shown

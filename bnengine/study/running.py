@@ -14,11 +14,11 @@ import numpy as np
 from .. import data
 from .._typing import Tree
 from ..backends import backend as make_backend
-from ..evaluation import evaluate
+from ..data.readers import DataError, HostArray
 from ..layers import Activation, BatchNorm, Layer, Linear, Sequential, Standardize, mlp
 from ..optimizers import BY_NAME
-from ..readers import DataError, HostArray
-from ..training import train_step
+from ..training.evaluation import evaluate
+from ..training.fitting import train_step
 from .experiments import WIDTH, Run
 
 LOOKED = 2000

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import cupy
 
-from .. import machine, tables
+from ... import provenance
+from .. import tables
 from ..normalization import Shape
 from ..timing import Builder, Outcome, failed, rounded, time_is_over
 from . import events, normalization, steps
@@ -24,12 +25,12 @@ Record = dict[str, Any]
 def run(options: Options, record: Record, tell: Callable[[str], None]) -> None:
     """Fill the record, on the stream that PyTorch takes too where nobody says otherwise."""
     with cupy.cuda.Stream.null:
-        record |= machine.gpu()
+        record |= provenance.gpu()
         record["copy"] = events.copy(options.samples)
-        record["clocks"] = {"start": machine.gpu_clocks()}
+        record["clocks"] = {"start": provenance.gpu_clocks()}
         tell(tables.gpu_heading(record))
         _parts(options, record, tell)
-        record["clocks"]["end"] = machine.gpu_clocks()
+        record["clocks"]["end"] = provenance.gpu_clocks()
 
 
 def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> None:

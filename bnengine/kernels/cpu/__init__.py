@@ -17,7 +17,8 @@ from ..._typing import Array
 from .. import blocked, views, workers
 from ..reference import Moments
 from ..views import View
-from . import network, updates
+from . import other as network
+from . import updates
 from .columns import Columns
 from .layout import Layout
 from .planes import Planes

@@ -21,8 +21,8 @@ from ..._typing import Array
 from .. import memory, workers
 from ..reference import Moments
 from ..views import Affine
-from . import channels
-from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, gradient, normalized
+from . import coefficients as channels
+from .coefficients import MEAN, OFFSET, SCALE, SHIFT, SLOPE, gradient, normalized
 from .compiling import compiled
 from .layout import Layout
 from .vectors import fence, fused, lanes, load, store, stream, where_active

@@ -7,7 +7,7 @@ import numpy as np
 from ..._typing import Array
 from ..reference import Moments
 from ..views import Affine
-from . import channels
+from . import coefficients as channels
 
 
 class Layout:

@@ -15,8 +15,9 @@ from ..._typing import Array
 from .. import memory, workers
 from ..reference import Moments
 from ..views import Affine
-from . import channels, runs
-from .channels import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
+from . import coefficients as channels
+from . import plane_loops as runs
+from .coefficients import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
 from .compiling import compiled
 from .layout import Layout
 

@@ -16,20 +16,23 @@ from typing import Any
 
 import numpy as np
 
-from . import __version__, checkpoints, data, files, interrupts, kernels, readers, report, run_directory, shards
-from .backends import Backend
-from .backends import backend as make_backend
-from .checkpoints import CheckpointError, Loaded
+from .. import __version__, checkpoints, files, kernels
+from ..backends import Backend
+from ..backends import backend as make_backend
+from ..checkpoints import CheckpointError, Loaded
+from ..data import readers, sets, shards
+from ..data.readers import DataError, HostArray
+from ..data.sets import Dataset
+from ..layers import Sequential, mlp
+from ..optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
+from ..parallel import Alone, Communicator, Shares
+from ..training.evaluation import evaluate, predict
+from ..training.fitting import Fitted, NonFiniteError, fit
+from ..training.running_statistics import precise_statistics, statistics_gap
+from . import interrupts, run_directory
 from .config import Config, ConfigError, resolve, to_toml
-from .data import Dataset
-from .evaluation import evaluate, predict
+from .curves import curves
 from .interrupts import Interrupted
-from .layers import Sequential, mlp
-from .optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
-from .parallel import Alone, Communicator, Shares
-from .readers import DataError, HostArray
-from .running_statistics import precise_statistics, statistics_gap
-from .training import Fitted, NonFiniteError, fit
 
 SMALL_PRODUCT = 1e8
 """Floating-point operations of a matrix product, about a millisecond on one processor, that are not worth splitting."""
@@ -86,7 +89,7 @@ def train(
             return directory, summary
         files.write(directory / run_directory.MODEL, problem.packed(fitted))
         files.write(directory / run_directory.SUMMARY, f"{_json(summary, indent=2)}\n")
-        files.write(directory / run_directory.CURVES, report.curves(fitted.history, summary))
+        files.write(directory / run_directory.CURVES, curves(fitted.history, summary))
     return directory, summary
 
 
@@ -232,7 +235,7 @@ def evaluate_run(
     config, loaded, place = _load_run(run, backend, device)
     task, mean, std = loaded.metadata["task"], loaded.metadata["target_mean"], loaded.metadata["target_std"]
     if source is None:
-        dataset = data.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
+        dataset = sets.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
         for names in ("classes", "columns"):
             if list(getattr(dataset, names)) != loaded.metadata[names]:
                 raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
@@ -332,7 +335,7 @@ def _steps(config: Config, shares: Shares) -> tuple[int, int]:
     """(steps of all epochs, batches that are left out)."""
 
     def batches(*seed: int) -> list[HostArray]:
-        return data.batches(shares.total, config.batch_size, np.random.default_rng(seed))
+        return sets.batches(shares.total, config.batch_size, np.random.default_rng(seed))
 
     planned = config.epochs * len(batches(0))
     if shares.group.size == shares.ranks.size:
@@ -413,7 +416,7 @@ def _described_rows(
         *([validation] if validation else []),
     ]
     shares = [Shares.of(ranks, len(y)) for _, y in parts]
-    own = [data.fingerprint(x, y, share.first) for (x, y), share in zip(parts, shares, strict=True)]
+    own = [sets.fingerprint(x, y, share.first) for (x, y), share in zip(parts, shares, strict=True)]
     values = [sum(part) % 2**64 for part in zip(*ranks.gather(own), strict=True)]
     return {**names, "rows": [share.total for share in shares], "values": [f"{value:016x}" for value in values]}
 
@@ -569,12 +572,12 @@ def _labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray
         suffix = "_test" if "x_test" in arrays else ""
         if f"x{suffix}" not in arrays or f"y{suffix}" not in arrays:
             raise DataError(f"{path}: expected the arrays x and y, got {', '.join(arrays) or 'none'}")
-        x = data.numbers(path, f"x{suffix}", arrays[f"x{suffix}"])
-        y = data.targets(path, f"y{suffix}", arrays[f"y{suffix}"], len(x))
+        x = sets.numbers(path, f"x{suffix}", arrays[f"x{suffix}"])
+        y = sets.targets(path, f"y{suffix}", arrays[f"y{suffix}"], len(x))
     else:
-        dataset = data.load(source, label=label, task=task)
+        dataset = sets.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, data.class_numbers(y, classes, source, lines) if task == "classification" else data.values(y, source)
+    return x, sets.class_numbers(y, classes, source, lines) if task == "classification" else sets.values(y, source)
 
 
 def _unlabelled(source: str, loaded: Loaded) -> HostArray:
@@ -585,8 +588,8 @@ def _unlabelled(source: str, loaded: Loaded) -> HostArray:
         arrays = readers.read_npz(path)
         if "x" not in arrays:
             raise DataError(f"{path}: expected an array x, got {', '.join(arrays) or 'none'}")
-        return data.numbers(path, "x", arrays["x"])
-    return data.load(source).x_test
+        return sets.numbers(path, "x", arrays["x"])
+    return sets.load(source).x_test
 
 
 def _same_features(x: HostArray, loaded: Loaded, source: str) -> None:

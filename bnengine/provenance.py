@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from .. import __version__
-from .timing import cores
+from . import __version__
+from .bench.timing import cores
 
 LIBRARIES = (
     *("numpy", "numba", "torch", "triton", "jax", "scikit-learn", "array-api-compat", "threadpoolctl"),
@@ -106,7 +106,7 @@ def gpu() -> dict[str, Any]:
     """The GPU that CuPy uses, CUDA and the kernels, as plain data."""
     import cupy
 
-    from ..kernels.cuda.sources import fingerprints
+    from .kernels.cuda.sources import fingerprints
 
     device, runtime = cupy.cuda.Device(), cupy.cuda.runtime
     properties = runtime.getDeviceProperties(device.id)

@@ -11,10 +11,10 @@ from typing import Any
 
 from array_api_compat import array_namespace, is_array_api_obj
 
-from . import trees
-from ._typing import Array, Tree
-from .functional import LOSSES
-from .layers import Sequential
+from .. import trees
+from .._typing import Array, Tree
+from ..functional import LOSSES
+from ..layers import Sequential
 
 Step = Callable[[Tree, Tree, Tree, Array, Array], tuple[Tree, Tree, Tree, Array]]
 """(params, state, opt_state, x, targets) -> (params, state, opt_state, loss)"""

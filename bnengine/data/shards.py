@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import data
-from .config import Config
-from .data import Dataset
-from .parallel import Communicator
+from ..parallel import Communicator
+from ..runs.config import Config
+from . import sets
 from .readers import DataError, HostArray, read_idx, read_npy
+from .sets import Dataset
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 IMAGES = {"x_train": "train", "x_test": "t10k"}
@@ -46,7 +46,7 @@ def load(config: Config, ranks: Communicator) -> Parts:
         On every rank, naming file and place of what cannot be used on any of them.
     """
     if ranks.size == 1:
-        source = data.load(config.data, label=config.label, task=config.task, test=config.test, seed=config.seed)
+        source = sets.load(config.data, label=config.label, task=config.task, test=config.test, seed=config.seed)
         return _held_out(source, config)
     directory = Path(ranks.once(lambda: tempfile.mkdtemp(prefix="bnengine-")))
     try:
@@ -70,7 +70,7 @@ def _held_out(dataset: Dataset, config: Config) -> Parts:
             raise DataError(f"data: targets up to {largest:.3g} are too large for a standard deviation; rescale them")
         y = (y - target[0]) / target[1]
     if config.validation > 0:
-        x, held_x, y, held_y = data.hold_out(x, y, config.validation, seed=config.seed, stratify=classes)
+        x, held_x, y, held_y = sets.hold_out(x, y, config.validation, seed=config.seed, stratify=classes)
         held = held_x, held_y
     return Parts(replace(dataset, x_train=x, y_train=y), held, target)
 
@@ -119,7 +119,7 @@ def _plan(config: Config, directory: Path) -> Parts:
     elif all((source / f"{stem}-images-idx3-ubyte").exists() for stem in IMAGES.values()):
         dataset, files = _of_idx(source)
     else:
-        dataset = data.load(config.data, label=config.label, task=config.task, test=config.test, seed=config.seed)
+        dataset = sets.load(config.data, label=config.label, task=config.task, test=config.test, seed=config.seed)
         files = {}
     parts = _held_out(dataset, config)
 
@@ -146,7 +146,7 @@ def _of_npy(source: Path, config: Config) -> tuple[Dataset, dict[str, Stored]]:
         found = ", ".join(f"{name} {array.dtype} {array.shape}" for name, array in rows.items())
         raise DataError(f"{source}: expected numbers of shape (rows, features) in x and x_test, got {found}")
     numbered = {name: _row_numbers(array) for name, array in rows.items()}
-    dataset = data.from_arrays(source, arrays | numbered, config.task, config.test, config.seed)
+    dataset = sets.from_arrays(source, arrays | numbered, config.task, config.test, config.seed)
     return dataset, {"x_train": Stored(source / "x.npy"), "x_test": Stored(source / f"{list(rows)[-1]}.npy")}
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from . import checkpoints, files
-from .backends import Backend
-from .checkpoints import CheckpointError, Loaded
+from .. import checkpoints, files
+from ..backends import Backend
+from ..checkpoints import CheckpointError, Loaded
 
 CONFIG, METRICS, SUMMARY, MODEL, CURVES = (
     *("config.toml", "metrics.jsonl", "summary.json"),

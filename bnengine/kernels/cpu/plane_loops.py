@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..._typing import Array
-from .channels import gradient, normalized
+from .coefficients import gradient, normalized
 from .compiling import compiled
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
 

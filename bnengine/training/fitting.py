@@ -12,14 +12,15 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from . import data, finite, trees
-from ._typing import AllReduce, Array, Tree
-from .arguments import function, instance, integer, one_of
-from .backends import Backend, as_backend, as_numpy
+from .. import data, trees
+from .._typing import AllReduce, Array, Tree
+from ..arguments import function, instance, integer, one_of
+from ..backends import Backend, as_backend, as_numpy
+from ..layers import Sequential
+from ..optimizers import Optimizer
+from ..parallel import Alone, Communicator, Shares
+from . import finite
 from .evaluation import loss_function, loss_sum, measured
-from .layers import Sequential
-from .optimizers import Optimizer
-from .parallel import Alone, Communicator, Shares
 from .rows import Rows, checked_rows, on_device
 from .running_statistics import precise_statistics
 

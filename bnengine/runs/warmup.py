@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import backends, kernels
+from .. import backends, kernels
 
 
 def warmup(dtypes: Sequence[str]) -> Iterator[str]:
@@ -39,7 +39,7 @@ def warmup(dtypes: Sequence[str]) -> Iterator[str]:
 
 
 def _numba_cache() -> str:
-    from .kernels.cpu import planes
+    from ..kernels.cpu import planes
 
     compiled: Any = planes.normalize
     folder = compiled.stats.cache_path

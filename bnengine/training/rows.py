@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from ._typing import Array
-from .arguments import instance, one_of, shown
-from .backends import Backend
-from .functional import LOSSES
-from .layers import Sequential
-from .parallel import Communicator
+from .._typing import Array
+from ..arguments import instance, one_of, shown
+from ..backends import Backend
+from ..functional import LOSSES
+from ..layers import Sequential
+from ..parallel import Communicator
 
 Rows = tuple[Any, Any]
 """Host arrays (x, targets) with a sample in each row."""

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from . import data, trees
-from ._typing import Tree
-from .arguments import number
-from .backends import Backend, as_backend, as_numpy
+from .. import data, trees
+from .._typing import Tree
+from ..arguments import number
+from ..backends import Backend, as_backend, as_numpy
+from ..layers import Sequential
+from ..parallel import Alone, Communicator, Shares
 from .evaluation import compiled
-from .layers import Sequential
-from .parallel import Alone, Communicator, Shares
 from .rows import checked_inputs
 
 FAR_MEAN, FAR_VARIANCE = 1.0, 4.0

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from ._typing import Array, Tree
-from .arguments import instance, one_of
-from .backends import Backend, as_backend, as_numpy
-from .functional import LOSSES
-from .layers import BatchNorm, Sequential
-from .parallel import Alone, Communicator
+from .._typing import Array, Tree
+from ..arguments import instance, one_of
+from ..backends import Backend, as_backend, as_numpy
+from ..functional import LOSSES
+from ..layers import BatchNorm, Sequential
+from ..parallel import Alone, Communicator
 from .rows import Rows, checked_inputs, checked_rows, on_device
 
 INFERRED = 8192

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from . import backends, layers, optimizers, parallel
+from .. import backends, layers, optimizers, parallel
 
 
 class ConfigError(ValueError):
@@ -141,7 +141,7 @@ def resolve(given: dict[str, Any], file: str | None = None) -> Config:
 
     Examples
     --------
-    >>> from bnengine.config import resolve
+    >>> from bnengine.runs.config import resolve
     >>> resolve({"hidden": "64,32", "epochs": 5}).hidden
     (64, 32)
     """

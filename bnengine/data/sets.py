@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from .arguments import instance, integer, number, one_of, shown
+from ..arguments import instance, integer, number, one_of, shown
 from .readers import DataError, HostArray, Table, is_number, read_csv, read_idx, read_npy, read_npz
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
