@@ -24,7 +24,7 @@ from bnengine import backends, data, files, optimizers, provenance
 from bnengine.backends import as_numpy
 from bnengine.bench import peers, steps
 from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failed, rounded, spread
-from bnengine.training.fitting import train_step
+from bnengine.training.step import train_step
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX else takes most of a GPU's memory
 BATCH, EPOCHS = 128, 20

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,8 @@ from . import files, trees
 from ._typing import Tree
 from .arguments import instance, shown
 from .backends import Backend, as_backend, as_numpy
-from .layers import PARAMETERS, Sequential, from_spec, to_spec
+from .layers import Layer
+from .networks import Sequential, check_spec, from_spec, to_spec
 
 FORMAT, VERSION = "bnengine network", 1
 """In the header as one: "bnengine network 1". Files of later versions are refused."""
@@ -83,10 +85,12 @@ def packed(
     for argument, tree in (("params", params), ("state", state), ("opt_state", opt_state), ("metadata", metadata)):
         instance(argument, {} if tree is None and argument in ("opt_state", "metadata") else tree, dict, "a dict")
     arrays = {**trees.flatten(params), **trees.flatten(state)}
-    if arrays.keys() != net.shapes().keys():
-        raise ValueError(f"params, state: expected the arrays {', '.join(net.shapes())}, got {', '.join(arrays)}")
-    trees.check("params", params, net.shapes_of_params())
-    trees.check("state", state, net.shapes_of_state())
+    shapes = {**net.shapes.params, **net.shapes.state}
+    if arrays.keys() != shapes.keys():
+        raise ValueError(f"params, state: expected the arrays {', '.join(shapes)}, got {', '.join(arrays)}")
+    trees.check("params", params, net.shapes.params)
+    trees.check("state", state, net.shapes.state)
+    check_spec(net)
     arrays |= {f"optimizer.{name}": leaf for name, leaf in trees.flatten(opt_state or {}).items()}
     for leaf in arrays.values():
         if isinstance(trees.shape_of(leaf), str):
@@ -99,7 +103,9 @@ def packed(
     return content
 
 
-def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) -> Loaded:
+def load(
+    path: str | os.PathLike[str], *, backend: Backend | str | None = None, layers: Sequence[type[Layer]] = ()
+) -> Loaded:
     """A network that `save` wrote.
 
     Parameters
@@ -107,6 +113,8 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     path : path
     backend : Backend or str, optional
         Where its arrays go; NumPy float32 by default.
+    layers : sequence of classes
+        Layers of your own that the network has; a file with an unknown layer is refused by its name.
 
     Returns
     -------
@@ -122,16 +130,14 @@ def load(path: str | os.PathLike[str], *, backend: Backend | str | None = None) 
     backend = as_backend(backend)
     header, arrays = _read(_path(path))
     try:
-        net, metadata = from_spec(json.loads(header["network"])), json.loads(header["metadata"])
+        net, metadata = from_spec(json.loads(header["network"]), layers), json.loads(header["metadata"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: its description of the network cannot be read: {error}") from error
     optimizer = {name: array for name, array in arrays.items() if name.startswith("optimizer.")}
     own = {name: array for name, array in arrays.items() if name not in optimizer}
     _fits(path, net, own)
     # In the order of the layers, not of the file: sums over leaves round differently in another order.
-    leaves = {name: _leaf(own[name], backend) for name in net.shapes()}
-    params = {name: leaf for name, leaf in leaves.items() if name.rpartition(".")[2] in PARAMETERS}
-    state = {name: leaf for name, leaf in leaves.items() if name not in params}
+    params, state = ({name: _leaf(own[name], backend) for name in names} for names in net.shapes)
     opt_state = {name.removeprefix("optimizer."): _leaf(array, backend) for name, array in optimizer.items()}
     dtype = next((str(own[name].dtype) for name in params), "float32")
     return Loaded(net, trees.unflatten(params), trees.unflatten(state), trees.unflatten(opt_state), metadata, dtype)
@@ -186,7 +192,7 @@ def _digest(header: dict[str, str], arrays: dict[str, np.ndarray[Any, Any]]) -> 
 
 def _fits(path: str | os.PathLike[str], net: Sequential, arrays: dict[str, np.ndarray[Any, Any]]) -> None:
     """Refuse arrays whose names or shapes are not those of the network."""
-    expected = net.shapes()
+    expected = {**net.shapes.params, **net.shapes.state}
     found = {name: array.shape for name, array in arrays.items()}
     if expected != found:
         different = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))

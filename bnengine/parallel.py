@@ -292,6 +292,10 @@ class Shares:
             return rows
         return rows[(rows >= self.first) & (rows < self.ends[self.ranks.rank])] - self.first
 
+    def places(self, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Where among these rows those that this rank has stand."""
+        return np.flatnonzero((rows >= self.first) & (rows < self.ends[self.ranks.rank])).astype(np.int32)
+
     def whole(self, batches: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
         """The batches of which every group has the two rows that statistics take."""
         if self.group.size == self.ranks.size:

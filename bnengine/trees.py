@@ -5,7 +5,7 @@ Two trees are paired by key, never by position: `jax.jit` hands dicts back with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from array_api_compat import array_namespace, is_array_api_obj, is_dask_array
@@ -56,7 +56,7 @@ def rebuild(like: Tree, values: list[Any]) -> Tree:
     return _rebuild(like, iter(values))
 
 
-def check(name: str, tree: Any, wanted: dict[str, tuple[int, ...]]) -> None:
+def check(name: str, tree: Any, wanted: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse what is no tree with leaves of these names and shapes: floating arrays, or counts of shape ()."""
     instance(name, tree, dict, "a nested dict of arrays such as Sequential.init gives")
     found = {key: shape_of(leaf) for key, leaf in flatten(tree).items()}

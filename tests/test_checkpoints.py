@@ -9,7 +9,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends, checkpoints, trees
+from bnengine import backends, checkpoints, networks, trees
 
 NET = bn.mlp([4, 6, 3], standardize=True)
 
@@ -99,7 +99,7 @@ def test_any_numbers_of_an_optimizer_come_back():
 def test_saving_something_else_is_refused():
     params, _, _ = trained()
     with pytest.raises(
-        ValueError, match=r"params, state: expected the arrays 0.mean, 0.var, 1.weight, .*, got 1.weight"
+        ValueError, match=r"params, state: expected the arrays 1.weight, .*, 0.mean, 0.var, .*, got 1.weight"
     ):
         bn.save("net.safetensors", NET, params, {})
 
@@ -121,7 +121,7 @@ def test_files_of_something_else_are_refused():
 
     params, state, _ = trained()
     arrays = {**trees.flatten(params), **{name: np.asarray(leaf) for name, leaf in trees.flatten(state).items()}}
-    good = {"format": "bnengine network 1", "network": json.dumps(checkpoints.to_spec(NET)), "metadata": "{}"}
+    good = {"format": "bnengine network 1", "network": json.dumps(networks.to_spec(NET)), "metadata": "{}"}
 
     def refused(words, header, arrays=arrays):
         """With a checksum, so that it is refused for what it is."""

@@ -11,6 +11,7 @@ from libraries import NAMES, WITHOUT_FLOAT64, need
 from libraries import library as make_library
 
 import bnengine as bn
+from bnengine.functional import ACTIVATIONS
 
 SHAPES = [((7, 3), 1), ((3, 7), 0), ((64, 5), -1), ((4, 3, 5, 2), 1), ((4, 5, 2, 3), -1), ((3, 4, 6), 0), ((2, 1), 1)]
 
@@ -426,7 +427,29 @@ def test_activations_and_their_gradients(library, rng, name):
     assert host(y).dtype == np.float32
 
 
-@pytest.mark.parametrize("name", ["relu", "sigmoid", "tanh", "leaky_relu"])
+@pytest.mark.parametrize("name", ["gelu", "silu", "elu", "selu", "softplus"])
+def test_activations_that_keep_x_are_pytorchs(library, rng, name):
+    torch = need("torch")
+    theirs = {"gelu": lambda x: torch.nn.functional.gelu(x, approximate="tanh")}.get(
+        name, getattr(torch.nn.functional, name)
+    )
+    x = np.concatenate([rng.standard_normal(40) * 3, [0, 30, -30, 1e4, -1e4]]).astype(np.float32).reshape(5, 9)
+    dy = rng.standard_normal(x.shape).astype(np.float32)
+    wide = torch.asarray(x.astype(np.float64), requires_grad=True)
+    y = theirs(wide)
+    y.backward(torch.asarray(dy.astype(np.float64)))
+    to, host = library.asarray, library.host
+    ours, dx = host(getattr(bn, name)(to(x))), host(getattr(bn, f"{name}_backward")(to(dy), to(x)))
+    np.testing.assert_allclose(ours, y.detach().numpy(), rtol=2e-6, atol=2e-7)
+    np.testing.assert_allclose(dx, wide.grad.numpy(), rtol=2e-6, atol=2e-6)
+    assert ours.dtype == dx.dtype == np.float32
+    largest = np.asarray([[3e38, -3e38, np.inf]], np.float32)  # squares and cubes of these are infinite
+    with np.errstate(over="raise"):
+        np.testing.assert_array_equal(getattr(bn, name)(largest)[0, ::2] > 2e38, True)
+        assert np.isfinite(getattr(bn, f"{name}_backward")(largest[:, :2] * 0 + 1, largest[:, :2])).all()
+
+
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
 def test_activations_keep_nan(library, name):
     assert np.isnan(library.host(getattr(bn, name)(library.asarray(np.asarray([np.nan], np.float32))))).all()
 

@@ -1,12 +1,17 @@
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
 from libraries import need
 
 import bnengine as bn
 from bnengine import trees
-from bnengine.layers import from_spec, to_spec
+from bnengine.networks import from_spec, to_spec
 
 NETWORKS = {
     "pre relu": bn.mlp([5, 7, 6, 3]),
@@ -126,10 +131,12 @@ def test_standardize_measures_the_training_rows(rng):
     net = bn.mlp([3, 2], standardize=True)
     _, state = net.init(0, backend=FLOAT64)
     state = net.measure(state, x, backend=FLOAT64)
-    y = net.layers[0].forward({}, state["0"], x, training=True)[0]
+    y = net.layers[0].forward({}, state["0"], x, bn.Context(training=True))[0]
     np.testing.assert_allclose(y.mean(0), 0, atol=1e-9)
     np.testing.assert_allclose(y.std(0), [1, 0, 1], atol=1e-6)
-    assert net.layers[0].forward({}, state["0"], x + np.asarray([0, 1, 0]), training=False)[0][0, 1] == pytest.approx(1)
+    assert net.layers[0].forward({}, state["0"], x + np.asarray([0, 1, 0]), bn.Context(False))[0][
+        0, 1
+    ] == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -138,7 +145,7 @@ def test_a_network_survives_being_written_as_data(name):
     assert from_spec(to_spec(net)) == net
     params, state = net.init(0, backend=FLOAT64)
     shapes = {key: np.shape(leaf) for key, leaf in {**trees.flatten(params), **trees.flatten(state)}.items()}
-    assert shapes == net.shapes()
+    assert shapes == {**net.shapes.params, **net.shapes.state}
     assert net.parameters == sum(p.size for p in trees.leaves(params))
     assert f"{net.parameters:,}" in net.summary().splitlines()[-1]
 
@@ -159,7 +166,7 @@ REFUSED = [
     (lambda: bn.Linear(2, 3.0), "outputs: expected a positive int, got 3.0"),
     (
         lambda: bn.Linear(2, 3, initialization="zeros"),
-        "initialization: expected 'he', 'glorot' or 'normal', got 'zeros'",
+        "initialization: expected 'he', 'glorot', 'lecun' or 'normal', got 'zeros'",
     ),
     (lambda: bn.Linear(2, 3, scale=-1), "scale: expected a number of at least 0, got -1"),
     (lambda: bn.BatchNorm(0), "features: expected a positive int, got 0"),
@@ -167,7 +174,7 @@ REFUSED = [
     (lambda: bn.mlp([3, 2.0]), "sizes: expected a positive int, got 2.0"),
     (
         lambda: bn.mlp([3, 2], initialization="zeros"),
-        "initialization: expected 'he', 'glorot' or 'normal', got 'zeros'",
+        "initialization: expected 'he', 'glorot', 'lecun' or 'normal', got 'zeros'",
     ),
     (lambda: bn.BatchNorm(3, activation="tanh"), "activation: expected None or 'relu', got 'tanh'"),
     (lambda: bn.BatchNorm(3, momentum=2), r"momentum: expected None or a number in \[0, 1\], got 2"),
@@ -232,3 +239,255 @@ def test_backward_after_inference_is_refused(rng):
     y, _, residuals = net.forward(params, state, rng.standard_normal((5, 3)), training=False)
     with pytest.raises(ValueError, match=r"residuals: expected those of forward\(training=True\)"):
         net.backward(params, residuals, y)
+
+
+# ---- dropout, skips, layers and losses of one's own
+
+
+def test_dropout_draws_the_same_on_every_library(library, rng):
+    x = rng.standard_normal((6, 5)).astype(np.float32)
+    for step in (0, 7, 2**31 + 3):
+        expected = bn.Draws(11, step)
+        draws = bn.Draws(11, step)
+        for _ in range(2):
+            np.testing.assert_array_equal(library.host(draws.bits(library.asarray(x))), expected.bits(x))
+
+
+def test_draws_are_uniform_and_independent():
+    """Bits of neighbouring elements, calls, steps and seeds: each mean and correlation within 5 standard errors."""
+    x = np.zeros((2000, 50))
+    seen = []
+    for seed, step in ((0, 0), (0, 1), (1, 0), (2**40, 0)):
+        draws = bn.Draws(seed, step)
+        seen += [draws.bits(x).reshape(-1), draws.bits(x).reshape(-1)]
+    u = np.asarray(seen) * 2.0**-24
+    u = np.concatenate([u, np.roll(u[:1], 1, axis=1), np.roll(u[:1], 50, axis=1)])
+    n = u.shape[1]
+    assert np.abs(u.mean(axis=1) - 0.5).max() < 5 * (1 / 12 / n) ** 0.5
+    correlations = np.corrcoef(u) - np.eye(len(u))
+    assert np.abs(correlations).max() < 5 / n**0.5
+    for bit in range(24):
+        ones = (np.asarray(seen) >> bit & 1).mean(axis=1)
+        assert np.abs(ones - 0.5).max() < 5 * 0.5 / n**0.5
+    counts = np.histogram(u[0], 64, (0, 1))[0]
+    assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_dropout_keeps_the_mean_and_does_nothing_in_inference():
+    x = np.ones((500, 200))
+    layer = bn.Dropout(0.3)
+    y, _, keep = layer.forward({}, {}, x, bn.Context(True, draws=bn.Draws(0, 0)))
+    assert abs((y == 0).mean() - 0.3) < 5 * (0.21 / x.size) ** 0.5
+    np.testing.assert_allclose(np.unique(y), [0, 1 / 0.7])
+    np.testing.assert_array_equal(layer.backward({}, keep, x, need_dx=True)[1], y)
+    assert layer.forward({}, {}, x, bn.Context(False))[0] is x
+    with pytest.raises(ValueError, match=r"context: expected draws of this step for dropout, got None; use Context"):
+        bn.Sequential((layer,)).forward({}, {}, x, training=True)
+
+
+def test_dropout_is_resumed_to_the_bit(rng):
+    net, optimizer = bn.mlp([5, 16, 16, 3], dropout=0.4, residual=True, activation="gelu"), bn.optimizers.adam(0.01)
+    rows = rng.standard_normal((60, 5)), rng.integers(0, 3, 60)
+    options = {"batch_size": 16, "seed": 5}
+    whole = bn.fit(net, optimizer, rows, epochs=4, **options)
+    half = bn.fit(net, optimizer, rows, epochs=2, **options)
+    bn.save("half.safetensors", net, half.params, half.state, opt_state=half.opt_state)
+    loaded = bn.load("half.safetensors")
+    start = bn.Fitted(loaded.params, loaded.state, loaded.opt_state, half.history)
+    resumed = bn.fit(loaded.net, optimizer, rows, epochs=4, start=start, **options)
+    other = bn.fit(net, optimizer, rows, epochs=4, batch_size=16, seed=6)
+    for a, b, c in zip(*(trees.leaves(f.params) for f in (whole, resumed, other)), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert not np.array_equal(a, c)
+
+
+def test_dropout_under_jit_draws_the_same(rng):
+    jax = need("jax")
+    net, optimizer = bn.mlp([5, 8, 3], dropout=0.5, norm=None), bn.optimizers.sgd(0.1)
+    step = functools.partial(bn.train_step, net, optimizer, seed=3)
+    backend = bn.backend("jax")
+    x, labels = backend.asarray(rng.standard_normal((8, 5))), backend.asarray(rng.integers(0, 3, 8).astype(np.int32))
+    for run in (step, jax.jit(step)):
+        params, state = net.init(0, backend=backend)
+        opt_state = optimizer.init(params)
+        losses = []
+        for _ in range(3):
+            params, state, opt_state, loss = run(params, state, opt_state, x, labels)
+            losses.append(float(loss))
+        if run is step:
+            expected = losses
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_gradient_by_the_input_is_a_derivative(rng):
+    net = bn.Sequential((bn.mlp([5, 7, 4]), bn.Activation("silu"), bn.Residual((bn.Linear(4, 4),)), bn.Linear(4, 3)))
+    params, state = net.init(0, backend=FLOAT64)
+    x, dy, direction = rng.standard_normal((9, 5)), rng.standard_normal((9, 3)), rng.standard_normal((9, 5))
+    _, _, residuals = net.forward(params, state, x, training=True)
+    grads, dx = net.backward(params, residuals, dy, need_dx=True)
+    ahead, behind = (
+        np.sum(dy * net.forward(params, state, x + h * direction, training=True)[0]) for h in (1e-6, -1e-6)
+    )
+    assert np.sum(dx * direction) == pytest.approx((ahead - behind) / 2e-6, rel=1e-6)
+    alone = net.backward(params, residuals, dy)
+    for a, b in zip(trees.leaves(grads), trees.leaves(alone, grads), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert net.backward(params, residuals, dy, need_dx=False)[1] is None
+
+
+@dataclass(frozen=True)
+class Scale(bn.Layer):
+    """y = x * s, which counts its batches."""
+
+    features: int
+    sizes: tuple[int, ...] = (1, 2)
+
+    @property
+    def takes(self):
+        return self.features
+
+    @property
+    def gives(self):
+        return self.features
+
+    @property
+    def shapes(self):
+        return bn.Shapes(params={"s": (self.features,)}, state={"seen": ()})
+
+    def __str__(self):
+        return "Scale by s"
+
+    def init(self, rng, backend):
+        return {"s": backend.asarray(rng.random(self.features) + 0.5)}, {"seen": 0}
+
+    def forward(self, params, state, x, context):
+        return x * params["s"], {"seen": state["seen"] + context.training}, x
+
+    def backward(self, params, x, dy, *, need_dx):
+        return {"s": array_namespace(x).sum(dy * x, axis=0)}, dy * params["s"]
+
+
+MINE = bn.Sequential((bn.Linear(5, 6, bias=False), bn.BatchNorm(6), bn.Residual((Scale(6),)), bn.Linear(6, 3)))
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch", "jax", "array-api-strict", "dask"])
+def test_a_layer_of_ones_own_trains_saves_and_loads(rng, name):
+    need("dask.array" if name == "dask" else name.replace("-", "_"))
+    backend = bn.backend(name)
+    rows = rng.standard_normal((40, 5)), rng.integers(0, 3, 40)
+    fitted = bn.fit(MINE, bn.optimizers.adam(0.05), rows, epochs=2, batch_size=20, backend=backend)
+    assert fitted.history[-1]["train_loss"] < fitted.history[0]["train_loss"]
+    assert fitted.state["2"]["0"]["seen"] == 4
+    assert "Scale by s" in MINE.summary()
+    bn.save("mine.safetensors", MINE, fitted.params, fitted.state)
+    loaded = bn.load("mine.safetensors", layers=(Scale,), backend=backend)
+    assert loaded.net == MINE
+    x = rows[0].astype(np.float32)
+    expected = bn.predict(MINE, fitted.params, fitted.state, x, backend=backend)
+    np.testing.assert_array_equal(bn.predict(loaded.net, loaded.params, loaded.state, x, backend=backend), expected)
+    with pytest.raises(
+        bn.CheckpointError, match=r"expected Linear, .*, got .*'Scale'.*load\(path, layers=\(Scale,\)\)"
+    ):
+        bn.load("mine.safetensors")
+
+
+def test_a_value_that_is_not_finite_is_found_in_a_layer_of_ones_own(rng):
+    rows = rng.standard_normal((20, 5)), rng.integers(0, 3, 20)
+
+    @dataclass(frozen=True)
+    class Broken(Scale):
+        def forward(self, params, state, x, context):
+            y, state, kept = super().forward(params, state, x, context)
+            return y * np.nan, state, kept
+
+    net = bn.Sequential((bn.Linear(5, 6), Broken(6), bn.Linear(6, 3)))
+    with pytest.raises(bn.NonFiniteError, match=r"step 1: the output of layer 1 \(Broken\)"):
+        bn.fit(net, bn.optimizers.sgd(0.1), rows, epochs=1)
+
+
+def test_layers_that_could_not_come_back_are_not_saved():
+    @dataclass(frozen=True)
+    class Holds(Scale):
+        what: object = None
+
+    class Dropout(bn.Dropout):
+        pass
+
+    for layer, message in (
+        (Holds(4, what=np.float64), "net: a layer's settings cannot be written as JSON and read again"),
+        (Dropout(0.5), "net: expected another name for a layer of your own, Dropout is one of bnengine's"),
+    ):
+        net = bn.Sequential((bn.Linear(3, 4), layer))
+        params, state = net.init(0, backend=FLOAT64)
+        with pytest.raises((TypeError, ValueError), match=message):
+            bn.save("net.safetensors", net, params, state)
+    assert not Path("net.safetensors").exists()
+
+
+@dataclass
+class Thawed(bn.Layer):
+    """Not hashable: not frozen."""
+
+    rate: float = 1.0
+
+
+def test_layers_of_ones_own_that_do_not_fit_are_refused():
+    class Nothing(bn.Layer):
+        pass
+
+    class Wrong(bn.Layer):
+        shapes = bn.Shapes(params={"s": (2,)})
+
+    with pytest.raises(TypeError, match=r"layers: expected layers such as Linear, or of your own, .*, got 3"):
+        bn.Sequential((bn.Linear(2, 2), 3))
+    with pytest.raises(
+        TypeError, match="layers: expected hashable ones, got Thawed; make its class a frozen dataclass"
+    ):
+        bn.Sequential((Thawed(),))
+    with pytest.raises(
+        ValueError, match=r"Wrong.init, parameters: expected s of shape \(2,\) for this network, got None"
+    ):
+        bn.Sequential((Wrong(),)).init(0, backend=FLOAT64)
+    with pytest.raises(NotImplementedError, match=r"Nothing: expected a method forward\(params, state, x, context\)"):
+        bn.Sequential((Nothing(),)).forward({}, {}, np.ones((2, 2)), training=True)
+    with pytest.raises(ValueError, match="layers: expected as many outputs as inputs in a Residual, got 3 and 4"):
+        bn.Residual((bn.Linear(3, 4),))
+    with pytest.raises(ValueError, match=r"residual: expected a hidden layer of as many features as it takes, got"):
+        bn.mlp([3, 4, 2], residual=True)
+    with pytest.raises(ValueError, match=r"rate: expected a number in \[0, 1\), got 1"):
+        bn.Dropout(1)
+    with pytest.raises(ValueError, match=r"Residual\(4, 4\), has a bias and feeds a BatchNorm"):
+        bn.Sequential((bn.Residual((bn.Linear(4, 4),)), bn.BatchNorm(4)))
+
+
+def test_a_loss_of_ones_own(rng):
+    x, targets = rng.standard_normal((60, 4)), rng.standard_normal((60, 2))
+
+    def absolute(outputs, targets):
+        error = outputs - targets
+        return np.mean(np.abs(error)), np.sign(error) / error.size
+
+    def squared(outputs, targets):
+        return bn.mean_squared_error(outputs, targets)
+
+    net, optimizer = bn.mlp([4, 8, 2]), bn.optimizers.adam(0.01)
+    fitted = bn.fit(net, optimizer, (x, targets), epochs=3, loss=absolute, backend=FLOAT64)
+    errors = np.abs(bn.predict(net, fitted.params, fitted.state, x, backend=FLOAT64) - targets)
+    found = bn.evaluate(net, fitted.params, fitted.state, (x, targets), loss=absolute, backend=FLOAT64)
+    assert found == {"loss": pytest.approx(errors.mean(), rel=1e-12)}
+    named = bn.fit(net, optimizer, (x, targets), epochs=3, loss="mse", backend=FLOAT64)
+    own = bn.fit(net, optimizer, (x, targets), epochs=3, loss=squared, backend=FLOAT64)
+    for a, b in zip(*(trees.leaves(f.params) for f in (named, own)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_withdrawn_names_work_with_a_warning(rng):
+    net, x = bn.mlp([4, 6, 2]), rng.standard_normal((8, 4))
+    params, state = net.init(0, backend=FLOAT64)
+    with pytest.warns(DeprecationWarning, match=r"net.shapes\(\) is net.shapes.params and net.shapes.state now"):
+        assert net.shapes() == {**net.shapes.params, **net.shapes.state}
+    with pytest.warns(DeprecationWarning, match="all_reduce: hand it to forward in a Context, or as sync_statistics"):
+        doubled = net.with_norms(all_reduce=lambda a: 2 * a)
+    assert doubled == net
+    expected = net.forward(params, state, x, bn.Context(True, lambda a: 2 * a))[1]
+    np.testing.assert_array_equal(doubled.forward(params, state, x, training=True)[1]["1"]["var"], expected["1"]["var"])

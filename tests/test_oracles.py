@@ -12,6 +12,7 @@ from libraries import need
 
 import bnengine as bn
 from bnengine import optimizers, trees
+from bnengine.functional import ACTIVATIONS
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
 IMPLEMENTATIONS = [None, "blocked", "reference"]
@@ -248,8 +249,11 @@ LAYERS = {
     "linear without bias": bn.Linear(4, 3, bias=False),
     "batch norm": bn.BatchNorm(4),
     "batch norm, relu": bn.BatchNorm(4, activation="relu"),
-    **{name: bn.Activation(name) for name in ("relu", "leaky_relu", "sigmoid", "tanh", "identity")},
+    **{name: bn.Activation(name) for name in ACTIVATIONS},
     "standardize": bn.Standardize(4),
+    "dropout": bn.Dropout(0.4),
+    "residual": bn.Residual((bn.Activation("gelu"), bn.Linear(4, 4))),
+    "sequential": bn.Sequential((bn.Activation("tanh"), bn.BatchNorm(4))),
 }
 
 
@@ -263,19 +267,20 @@ def along(function, point, direction, h=1e-6):
 def test_a_layer_s_gradients_are_derivatives(name, rng):
     layer = LAYERS[name]
     params, state = layer.init(rng, FLOAT64)
-    params = {key: rng.standard_normal(p.shape) for key, p in params.items()}
+    params = trees.map_leaves(lambda p: rng.standard_normal(p.shape), params)
     if name == "standardize":
         state = layer.measure(rng.standard_normal((20, 4)) * [1, 2, 3, 4], FLOAT64)
     x, dy = rng.standard_normal((8, 4)), rng.standard_normal((8, 3 if isinstance(layer, bn.Linear) else 4))
-    point = [x, *params.values()]
+    point = [x, *trees.leaves(params)]
     direction = [rng.standard_normal(p.shape) for p in point]
 
     def value(x, *leaves):
-        return np.sum(dy * layer.forward(dict(zip(params, leaves, strict=True)), state, x, training=True)[0])
+        context = bn.Context(True, draws=bn.Draws(3, 5))
+        return np.sum(dy * layer.forward(trees.rebuild(params, list(leaves)), state, x, context)[0])
 
-    _, _, residuals = layer.forward(params, state, x, training=True)
+    _, _, residuals = layer.forward(params, state, x, bn.Context(True, draws=bn.Draws(3, 5)))
     grads, dx = layer.backward(params, residuals, dy, need_dx=True)
-    slope = sum(np.sum(g * d) for g, d in zip([dx, *(grads[key] for key in params)], direction, strict=True))
+    slope = sum(np.sum(g * d) for g, d in zip([dx, *trees.leaves(grads, params)], direction, strict=True))
     assert slope == pytest.approx(along(value, point, direction), rel=1e-7)
     assert layer.backward(params, residuals, dy, need_dx=False)[0].keys() == grads.keys()
 

@@ -40,9 +40,9 @@ NET = bn.mlp([5, 8, 6, 3], standardize=True)
 OPTIMIZER = bn.optimizers.adam(0.01, clip=1.0)
 
 
-def fitted(train, communicator=None, **options):
+def fitted(train, communicator=None, net=NET, **options):
     options = {"epochs": 3, "batch_size": 7, "backend": FLOAT64, "seed": 3} | options
-    return bn.fit(NET, OPTIMIZER, train, communicator=communicator, **options)
+    return bn.fit(net, OPTIMIZER, train, communicator=communicator, **options)
 
 
 @pytest.mark.parametrize("counts", [(20, 20), (39, 1), (0, 40), (1, 1, 38), (13, 9, 0, 17, 1), (5,) * 8])
@@ -188,6 +188,14 @@ def test_the_check_for_enough_rows_counts_all_ranks(rng):
         ranks.together(2, lambda c: fitted(parts(rows(rng, 1), (1, 0))[c.rank], c))
 
 
+def test_ranks_drop_what_one_process_drops(rng):
+    train, counts = rows(rng, 40), (13, 9, 0, 18)
+    net = bn.mlp([5, 8, 8, 3], dropout=0.3, residual=True)
+    alone, shares = fitted(train, net=net), parts(train, counts)
+    for result in ranks.together(4, lambda c: fitted(shares[c.rank], c, net)):
+        assert distance(alone.params, result.params) < 1e-10
+
+
 # ---- the communicator
 
 
@@ -197,9 +205,8 @@ def test_what_a_step_communicates_is_counted(rng):
 
     def run(communicator):
         params, state = NET.init(0, backend=FLOAT64)
-        net = NET.with_norms(all_reduce=communicator.sum)
-        opt_state = OPTIMIZER.init(params)
-        bn.train_step(net, OPTIMIZER, params, state, opt_state, x, y, "cross_entropy", communicator.sum)
+        opt_state, total = OPTIMIZER.init(params), communicator.sum
+        bn.train_step(NET, OPTIMIZER, params, state, opt_state, x, y, all_reduce=total, sync_statistics=total)
         return communicator.reductions, communicator.bytes
 
     gradients, channels = NET.parameters + 2, 8 + 6  # with loss and count

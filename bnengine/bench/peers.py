@@ -11,7 +11,7 @@ import numpy as np
 from .. import kernels, optimizers
 from .._typing import Array
 from ..backends import backend
-from ..training.fitting import train_step
+from ..training.step import train_step
 from .timing import JAX, PYTORCH, Contender, cores, thread_counts, threads
 
 # ---- PyTorch

@@ -14,8 +14,8 @@ import numpy as np
 from .. import kernels, optimizers
 from .._typing import Array
 from ..backends import as_numpy, backend
-from ..layers import mlp
-from ..training.fitting import train_step
+from ..networks import mlp
+from ..training.step import train_step
 from .timing import JAX, NUMPY, OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, Builder, Contender, thread_counts, threads
 
 PAUSE = 0.04

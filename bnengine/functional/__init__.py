@@ -1,20 +1,15 @@
 """The public functions of arrays: pure, on any array-API library."""
 
-from .activations import identity as identity
-from .activations import identity_backward as identity_backward
-from .activations import leaky_relu as leaky_relu
-from .activations import leaky_relu_backward as leaky_relu_backward
-from .activations import relu as relu
-from .activations import relu_backward as relu_backward
-from .activations import sigmoid as sigmoid
-from .activations import sigmoid_backward as sigmoid_backward
-from .activations import tanh as tanh
-from .activations import tanh_backward as tanh_backward
+from .activations import *  # so that a new one is named in its file alone
+from .activations import ACTIVATIONS as ACTIVATIONS
 from .linear import LinearGradients as LinearGradients
 from .linear import linear as linear
 from .linear import linear_backward as linear_backward
 from .losses import LOSSES as LOSSES
+from .losses import Loss as Loss
 from .losses import binary_cross_entropy as binary_cross_entropy
+from .losses import loss_function as loss_function
+from .losses import loss_sum as loss_sum
 from .losses import mean_squared_error as mean_squared_error
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .normalization import Gradients as Gradients

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TypeAlias
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from .._typing import Array
+from ..arguments import one_of
 from ..kernels import select
 from . import checks
+
+Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs."""
 
 
 def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array]:
@@ -131,12 +137,29 @@ def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Ar
     return xp.mean(error * error), error * (2 / math.prod(predictions.shape))
 
 
-LOSSES = {
+LOSSES: dict[str, Loss] = {
     "cross_entropy": softmax_cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mean_squared_error,
 }
 """The losses by the names that `train_step`, `fit` and the command line use."""
+
+
+def loss_function(loss: str | Loss) -> Loss:
+    """The loss of that name, or a function of one's own as it is."""
+    if callable(loss):
+        return loss
+    one_of("loss", loss, LOSSES)
+    return LOSSES[loss]
+
+
+def loss_sum(loss: str | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
+    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
+    rows = output.shape[0]
+    if rows == 0:
+        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
+    value, doutput = loss_function(loss)(output, targets)
+    return value * rows, doutput * rows
 
 
 def _logits(logits: Array, name: str = "logits") -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import backends, layers, optimizers, parallel
+from ..functional import ACTIVATIONS
 
 
 class ConfigError(ValueError):
@@ -43,7 +44,7 @@ class Config:
     validation: float = _option(0.1, "part of the training rows held out for validation; 0: none")
     standardize: bool = _option(True, "bring each input feature to mean 0 and variance 1")
     hidden: tuple[int, ...] = _option((256, 256), "sizes of the hidden layers, separated by commas; 0: no hidden layer")
-    activation: str = _option("relu", "activation function of the hidden layers", layers.ACTIVATIONS)
+    activation: str = _option("relu", "activation function of the hidden layers", tuple(ACTIVATIONS))
     norm: str = _option("batch", "normalisation of the hidden layers", ("batch", "none"))
     norm_position: str = _option("pre", "normalise before (pre) or after (post) the activation", ("pre", "post"))
     initialization: str = _option(

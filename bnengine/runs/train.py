@@ -23,7 +23,7 @@ from ..checkpoints import CheckpointError, Loaded
 from ..data import readers, sets, shards
 from ..data.readers import DataError, HostArray
 from ..data.sets import Dataset
-from ..layers import Sequential, mlp
+from ..networks import Sequential, mlp
 from ..optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
 from ..parallel import Alone, Communicator, Shares
 from ..training.evaluation import evaluate, predict
@@ -518,7 +518,7 @@ def _blas_threads(problem: Problem) -> AbstractContextManager[Any]:
     BLAS splits even a product of a millisecond over all processors, and its threads wait for each other by
     spinning: on a machine that does anything else such a step takes 5 to 20 times as long as on one thread.
     """
-    largest = max(math.prod(shape) for name, shape in problem.net.shapes().items() if name.endswith("weight"))
+    largest = max(math.prod(shape) for name, shape in problem.net.shapes.params.items() if name.endswith("weight"))
     chosen = any(os.environ.get(name) for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"))
     large = 2 * problem.config.batch_size * largest > SMALL_PRODUCT and problem.ranks.size == 1
     if problem.backend.name != "numpy" or chosen or large:

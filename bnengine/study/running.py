@@ -14,11 +14,13 @@ import numpy as np
 from .. import data
 from .._typing import Tree
 from ..backends import backend as make_backend
+from ..context import Context
 from ..data.readers import DataError, HostArray
-from ..layers import Activation, BatchNorm, Layer, Linear, Sequential, Standardize, mlp
+from ..layers import Activation, BatchNorm, Layer, Linear, Standardize
+from ..networks import Sequential, mlp
 from ..optimizers import BY_NAME
 from ..training.evaluation import evaluate
-from ..training.fitting import train_step
+from ..training.step import train_step
 from .experiments import WIDTH, Run
 
 LOOKED = 2000
@@ -52,7 +54,7 @@ class Problem:
         layer, backend = Standardize(dataset.features), make_backend("numpy")
         state = layer.measure(dataset.x_train, backend)
         x, x_test = (
-            layer.forward({}, state, backend.asarray(rows), training=False)[0]
+            layer.forward({}, state, backend.asarray(rows), Context(training=False))[0]
             for rows in (dataset.x_train, dataset.x_test)
         )
         return cls(x, dataset.y_train, x_test, dataset.y_test, len(dataset.classes))

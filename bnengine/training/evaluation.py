@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from .._typing import Array, Tree
-from ..arguments import instance, one_of
 from ..backends import Backend, as_backend, as_numpy
-from ..functional import LOSSES
-from ..layers import BatchNorm, Sequential
+from ..context import Context
+from ..functional import Loss, loss_sum
+from ..networks import Sequential
 from ..parallel import Alone, Communicator
 from .rows import Rows, checked_inputs, checked_rows, on_device
+from .running_statistics import warn_if_unused
+from .step import forward_pass
 
 INFERRED = 8192
 """Rows that inference takes at a time."""
@@ -28,7 +27,7 @@ def evaluate(
     state: Tree,
     rows: Rows,
     *,
-    loss: str = "cross_entropy",
+    loss: str | Loss = "cross_entropy",
     backend: Backend | str | None = None,
     communicator: Communicator | None = None,
 ) -> dict[str, float | None]:
@@ -70,7 +69,7 @@ def measured(
     params: Tree,
     state: Tree,
     data: tuple[Array, Array],
-    loss: str,
+    loss: str | Loss,
     backend: Backend,
     ranks: Communicator,
 ) -> dict[str, float | None]:
@@ -79,6 +78,9 @@ def measured(
     outputs = _outputs(net, params, state, x, backend)
     xp, rows = array_namespace(outputs), x.shape[0]
     value = float(loss_sum(loss, outputs, targets)[0])
+    if callable(loss):  # of the user's own: what else to measure is not known
+        total, value = ranks.sum(np.asarray([rows, value], np.float64)).tolist()
+        return {"loss": value / total}
     if loss == "mse":
         t = as_numpy(targets).astype(np.float64).reshape(outputs.shape)
         total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
@@ -91,47 +93,10 @@ def measured(
     return {"loss": value / total, "accuracy": right / total}
 
 
-def loss_sum(loss: str, output: Array, targets: Array) -> tuple[Array, Array]:
-    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
-    rows = output.shape[0]
-    if rows == 0:
-        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
-    value, doutput = loss_function(loss)(output, targets)
-    return value * rows, doutput * rows
-
-
-def loss_function(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
-    one_of("loss", name, LOSSES)
-    return LOSSES[name]
-
-
 def _outputs(net: Sequential, params: Tree, state: Tree, x: Array, backend: Backend) -> Array:
     """Inference in blocks, so that hidden layers of all rows need not fit in memory."""
     rows = x.shape[0]
     blocks = [x[i : min(i + INFERRED, rows), ...] for i in range(0, max(rows, 1), INFERRED)]
-    infer = compiled(net, backend, False)
+    infer = forward_pass(net, backend, Context(training=False))
     outputs = [infer(params, state, block)[0] for block in blocks]
     return outputs[0] if len(outputs) == 1 else array_namespace(x).concat(outputs)
-
-
-@functools.lru_cache(maxsize=32)
-def compiled(net: Sequential, backend: Backend, training: bool) -> Callable[..., tuple[Array, Tree]]:
-    """(params, state, x) -> (output, new state); kept, because JAX compiles each new function again."""
-
-    def forward(params: Tree, state: Tree, x: Array) -> tuple[Array, Tree]:
-        output, new, _ = net.forward(params, state, x, training=training)
-        return output, new
-
-    ranks = any(isinstance(layer, BatchNorm) and layer.all_reduce for layer in net.layers)
-    return forward if ranks else backend.compiled(forward)
-
-
-def warn_if_unused(state: Tree) -> None:
-    instance("state", state, dict, "a nested dict of arrays such as Sequential.init gives")
-    values = [(key, value) for key, value in state.items() if isinstance(value, dict)]
-    unused = [key for key, value in values if type(value.get("batches")) is int and value["batches"] == 0]
-    if unused:
-        words = (
-            f"running statistics of layer {', '.join(unused)} were never updated: inference uses mean 0 and variance 1"
-        )
-        warnings.warn(words, RuntimeWarning, stacklevel=3)

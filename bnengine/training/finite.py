@@ -13,11 +13,12 @@ from array_api_compat import array_namespace, is_array_api_obj
 
 from .. import trees
 from .._typing import Array, Tree
-from ..functional import LOSSES
-from ..layers import Sequential
+from ..context import Context
+from ..functional import Loss, loss_function
+from ..networks import Sequential
 
-Step = Callable[[Tree, Tree, Tree, Array, Array], tuple[Tree, Tree, Tree, Array]]
-"""(params, state, opt_state, x, targets) -> (params, state, opt_state, loss)"""
+Step = Callable[..., tuple[Tree, Tree, Tree, Array]]
+"""(params, state, opt_state, x, targets, and of several ranks rows) -> (params, state, opt_state, loss)"""
 
 
 def all_finite(tree: Tree) -> Array | bool:
@@ -36,9 +37,9 @@ def skipping(step: Step) -> Step:
     over parameters and state.
     """
 
-    def guarded(params: Tree, state: Tree, opt_state: Tree, x: Array, targets: Array) -> tuple[Tree, Tree, Tree, Array]:
+    def guarded(params: Tree, state: Tree, opt_state: Tree, *batch: Array) -> tuple[Tree, Tree, Tree, Array]:
         before = {"params": trees.copied(params), "state": state, "opt_state": trees.copied(opt_state)}
-        params, state, opt_state, loss = step(params, state, opt_state, x, targets)
+        params, state, opt_state, loss = step(params, state, opt_state, *batch)
         after = {"params": params, "state": state, "opt_state": opt_state}
         xp, good = array_namespace(loss), all_finite({"loss": loss, **after})
 
@@ -53,20 +54,31 @@ def skipping(step: Step) -> Step:
     return guarded
 
 
-def first_nonfinite(net: Sequential, loss: str, params: Tree, state: Tree, x: Array, targets: Array) -> str | None:
-    """What is not finite first in one step, and in which layer: an output, the loss or a gradient; None if nothing."""
-    y = x
+def first_nonfinite(
+    net: Sequential,
+    loss: str | Loss,
+    params: Tree,
+    state: Tree,
+    x: Array,
+    targets: Array,
+    context: Callable[[], Context],
+) -> str | None:
+    """What is not finite first in one step, and in which layer: an output, the loss or a gradient; None if nothing.
+
+    `context()` gives the step's context anew: a pass uses its draws up.
+    """
+    y, known = x, context()
     for i, layer in enumerate(net.layers):
-        y, _, _ = layer.forward(params.get(str(i), {}), state.get(str(i), {}), y, training=True)
+        y, _, _ = layer.forward(params.get(str(i), {}), state.get(str(i), {}), y, known)
         if not all_finite({"y": y}):
             return f"the output of {_words(net, i)}"
-    value, dy = LOSSES[loss](y, targets)
+    value, dy = loss_function(loss)(y, targets)
     if not all_finite({"loss": value, "dy": dy}):
         return f"the loss of finite outputs of {_words(net, len(net.layers) - 1)}"
-    _, _, residuals = net.forward(params, state, x, training=True)
+    _, _, residuals = net.forward(params, state, x, context())
     grads = net.backward(params, residuals, dy)
     for key in reversed(grads):  # as they are computed
-        for name, gradient in grads[key].items():
+        for name, gradient in trees.flatten(grads[key]).items():
             if not all_finite({name: gradient}):
                 return f"the gradient of {name} in {_words(net, int(key))}"
     return None

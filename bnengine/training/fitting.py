@@ -1,4 +1,4 @@
-"""Training: a step, and the loop around it."""
+"""Training over rows of host data: the loop around `train_step`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from .. import data, trees
 from .._typing import AllReduce, Array, Tree
 from ..arguments import function, instance, integer, one_of
 from ..backends import Backend, as_backend, as_numpy
-from ..layers import Sequential
+from ..context import Context, Draws
+from ..functional import Loss
+from ..networks import Sequential
 from ..optimizers import Optimizer
 from ..parallel import Alone, Communicator, Shares
 from . import finite
-from .evaluation import loss_function, loss_sum, measured
+from .evaluation import measured
 from .rows import Rows, checked_rows, on_device
-from .running_statistics import precise_statistics
+from .running_statistics import precise_statistics, running_averages, with_averages
+from .step import train_step
 
 EVALUATED = 10_000
 """Training rows, at most, over which an epoch's training accuracy is measured."""
@@ -60,76 +62,45 @@ class Fitted:
         return f"Fitted({', '.join(words)})"
 
 
-def train_step(
-    net: Sequential,
-    optimizer: Optimizer,
-    params: Tree,
-    state: Tree,
-    opt_state: Tree,
-    x: Array,
-    targets: Array,
-    loss: str = "cross_entropy",
-    all_reduce: AllReduce | None = None,
-) -> tuple[Tree, Tree, Tree, Array]:
-    """One step: forward, loss, backward, update.
-
-    Parameters
-    ----------
-    net : Sequential
-    optimizer : Optimizer
-    params, state, opt_state : dict
-        *Donated*: they may be written into, so use what is returned.
-    x : array
-        The batch, shape (N, inputs).
-    targets : array
-        Class numbers (N,) for "cross_entropy", values of the output's shape for the others.
-    loss : {"cross_entropy", "binary_cross_entropy", "mse"}
-    all_reduce : callable, optional
-        Sums an array over ranks. x and targets then are this rank's share of the batch, which may be empty,
-        and what is returned is the same on every rank. Gradients, loss and count travel in one flat array.
-        Batch statistics are the share's own unless the network is `net.with_norms(all_reduce=...)`.
-
-    Returns
-    -------
-    params, state, opt_state : dict
-    loss : array
-        0-dimensional, on the device: the mean over the batch.
-
-    Raises
-    ------
-    ValueError
-        For an unknown loss, or shapes that do not fit.
-
-    Notes
-    -----
-    Nothing waits for the host. With JAX, wrap it: ``jax.jit(functools.partial(bn.train_step, net, optimizer))``.
-    Lazy arrays (dask) are computed at the end of the step, so that their graphs do not grow.
+@dataclass(frozen=True)
+class Settings:
+    """How `fit` trains: its short keywords as one value.
 
     Examples
     --------
-    >>> import numpy as np, bnengine as bn
-    >>> net, optimizer = bn.mlp([2, 8, 2]), bn.optimizers.adam(0.05)
-    >>> params, state = net.init(0, backend=bn.backend("numpy"))
-    >>> opt_state = optimizer.init(params)
-    >>> x = np.asarray([[0, 0], [0, 1], [1, 0], [1, 1]], np.float32)
-    >>> for _ in range(50):
-    ...     params, state, opt_state, loss = bn.train_step(
-    ...         net, optimizer, params, state, opt_state, x, np.asarray([0, 1, 1, 0])
-    ...     )
-    >>> bool(loss < 0.1)
-    True
+    >>> import bnengine as bn
+    >>> bn.Settings(epochs=3, batch_size=32).epochs
+    3
     """
-    instance("net", net, Sequential, "a Sequential")
-    instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
-    output, state, residuals = net.forward(params, state, x, training=True)
-    if all_reduce is None:
-        value, doutput = _fitting(loss_function(loss), output, targets)
-        grads = net.backward(params, residuals, doutput)
-    else:
-        value, doutput = loss_sum(loss, output, targets)
-        grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
-    params, opt_state = optimizer.update(params, grads, opt_state)
-    return trees.settled((params, state, opt_state, value))
+
+    epochs: int = 10
+    batch_size: int = 128
+    """Rows left over make a smaller batch; one row left over joins the batch before it, since normalisation needs two."""
+    seed: int = 0
+    """Of the initial parameters, the shuffles and what dropout draws."""
+    early_stopping: int | None = None
+    """Stop after so many epochs without a lower validation loss, and return the best epoch's network."""
+    precise_bn: bool = False
+    """Recompute the running statistics over the training data at the end (`precise_statistics`)."""
+    on_nonfinite: str = "stop"
+    """"skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts them in the
+    history (`skipped`); the step still counts for the schedule. It costs a copy of the parameters and the optimiser's
+    state each step."""
+    sync_ranks: int | None = None
+    """Ranks that share batch statistics: all by default, 1 for statistics of each rank's own. Less than all changes
+    the result, and batches in which a group has fewer than two rows are left out."""
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 2),
+            ("seed", self.seed, 0),
+        ):
+            integer(name, value, least)
+        if self.early_stopping is not None:
+            integer("early_stopping", self.early_stopping, 1)
+        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        instance("precise_bn", self.precise_bn, bool, "True or False")
 
 
 def fit(
@@ -138,17 +109,18 @@ def fit(
     train: Rows,
     *,
     validation: Rows | None = None,
-    loss: str = "cross_entropy",
-    epochs: int = 10,
-    batch_size: int = 128,
-    seed: int = 0,
+    loss: str | Loss = "cross_entropy",
+    settings: Settings | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int | None = None,
+    early_stopping: int | None = None,
+    precise_bn: bool | None = None,
+    on_nonfinite: str | None = None,
+    sync_ranks: int | None = None,
     backend: Backend | str | None = None,
     start: Fitted | None = None,
-    early_stopping: int | None = None,
-    precise_bn: bool = False,
-    on_nonfinite: str = "stop",
     communicator: Communicator | None = None,
-    sync_ranks: int | None = None,
     callback: Callable[[dict[str, Any], Fitted], object] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     interrupted: Callable[[], object] | None = None,
@@ -162,32 +134,22 @@ def fit(
     optimizer : Optimizer
     train, validation : (x, targets)
         Host arrays, a sample in each row. They are put on the device once.
-    loss : {"cross_entropy", "binary_cross_entropy", "mse"}
-    epochs, batch_size : int
-        Rows left over make a smaller batch; one row left over joins the batch before it, since
-        normalisation needs two.
-    seed : int
-        Of the initial parameters and the shuffles.
+    loss : {"cross_entropy", "binary_cross_entropy", "mse"} or callable
+        Of one's own: loss(outputs, targets) gives the mean over the batch, 0-dimensional, and its gradient by
+        the outputs; targets are handed on as they are.
+    settings : Settings, optional
+        The keywords of the next line as one value, `Settings()` by default.
+    epochs, batch_size, seed, early_stopping, precise_bn, on_nonfinite, sync_ranks
+        Each takes the place of its field of `settings`, where it is not None: see `Settings`.
     backend : Backend or str, optional
         NumPy float32 by default; a name is a backend in float32.
     start : Fitted, optional
         Go on from here instead of from new parameters, to the same bits as without the break, also from
         the middle of an epoch; it is left as it is.
-    early_stopping : int, optional
-        Stop after so many epochs without a lower validation loss, and return the best epoch's network.
-    precise_bn : bool
-        Recompute the running statistics over the training data at the end (`precise_statistics`).
-    on_nonfinite : {"stop", "skip"}
-        "skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts
-        them in the history (`skipped`); the step still counts for the schedule. It costs a copy of the
-        parameters and the optimiser's state each step.
     communicator : Communicator, optional
         The ranks that train together (`bnengine.parallel`), each with its own rows: those of all ranks, one
         after another, are the training rows. The result is the same on every rank, and that of one process
         with all the rows but for rounding.
-    sync_ranks : int, optional
-        Ranks that share batch statistics: all by default, 1 for statistics of each rank's own. Less than
-        all changes the result, and batches in which a group has fewer than two rows are left out.
     callback : callable, optional
         Called with the epoch's metrics and the network so far, after each epoch; training ends where it
         returns True, on any rank.
@@ -228,30 +190,28 @@ def fit(
     instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
     for name, given in (("callback", callback), ("progress", progress), ("interrupted", interrupted)):
         function(name, given)
+    how = settings if settings is not None else Settings()
+    instance("settings", how, Settings, "None or Settings")
+    short: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "early_stopping": early_stopping}
+    short |= {"precise_bn": precise_bn, "on_nonfinite": on_nonfinite, "sync_ranks": sync_ranks}
+    how = dataclasses.replace(how, **{name: value for name, value in short.items() if value is not None})
     x, targets = checked_rows("train", train, net, loss, ranks)
     held = None if validation is None else on_device(checked_rows("validation", validation, net, loss, ranks), backend)
-    shares = Shares.of(ranks, len(x), sync_ranks)
+    shares = Shares.of(ranks, len(x), how.sync_ranks)
     if shares.total < 2:
         raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
-    for name, value, least in (("epochs", epochs, 1), ("batch_size", batch_size, 2), ("seed", seed, 0)):
-        integer(name, value, least)
-    if early_stopping is not None:
-        integer("early_stopping", early_stopping, 1)
-    if early_stopping is not None and held is None:
+    if how.early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
-    one_of("on_nonfinite", on_nonfinite, ("stop", "skip"))
-    instance("precise_bn", precise_bn, bool, "True or False")
     if start is not None:
         instance("start", start, Fitted, "None or what fit gave")
-    if on_nonfinite == "skip" and shares.group.size < ranks.size:
+    if how.on_nonfinite == "skip" and shares.group.size < ranks.size:
         raise ValueError("on_nonfinite: ranks with their own statistics (sync_ranks) cannot skip the same steps")
-    now = _begin(net, optimizer, start, x, seed, backend, ranks)
+    now = _begin(net, optimizer, start, x, how.seed, backend, ranks)
     rows = on_device((x, targets), backend)
-    skip = on_nonfinite == "skip"
-    loop = _Loop(net, optimizer, loss, batch_size, seed, backend, rows, held, skip, shares, progress, interrupted)
+    loop = _Loop(net, optimizer, loss, how, backend, rows, held, shares, progress, interrupted)
     began = time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
-    for epoch in range(len(now.history) + 1, epochs + 1):
-        if early_stopping is not None and now.best and len(now.history) - len(now.best.history) >= early_stopping:
+    for epoch in range(len(now.history) + 1, how.epochs + 1):
+        if how.early_stopping and now.best and len(now.history) - len(now.best.history) >= how.early_stopping:
             break
         now, row = loop.epoch(now, epoch)
         if row is None:
@@ -262,11 +222,11 @@ def fit(
             now = dataclasses.replace(now, best=_copied(dataclasses.replace(now, best=None)))
         if any(ranks.gather(callback is not None and bool(callback(row, now)))):
             break
-    if early_stopping is not None and now.best:
+    if how.early_stopping is not None and now.best:
         now = dataclasses.replace(now.best, history=now.history, best=now.best)
-    if precise_bn:
+    if how.precise_bn:
         now.state = precise_statistics(
-            net, now.params, now.state, x, batch_size=batch_size, backend=backend, communicator=ranks
+            net, now.params, now.state, x, batch_size=how.batch_size, backend=backend, communicator=ranks
         )
     return now
 
@@ -277,13 +237,11 @@ class _Loop:
 
     net: Sequential
     optimizer: Optimizer
-    loss: str
-    batch_size: int
-    seed: int
+    loss: str | Loss
+    how: Settings
     backend: Backend
     rows: tuple[Array, Array]
     held: tuple[Array, Array] | None
-    skip: bool
     shares: Shares
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None
     interrupted: Callable[[], object] | None
@@ -293,7 +251,7 @@ class _Loop:
         """One pass over the data, or what is left of it; no row where it was broken off. Nothing waits for the host."""
         start = _copied(now)
         order = self.shares.whole(
-            data.batches(self.shares.total, self.batch_size, np.random.default_rng([self.seed, epoch]))
+            data.batches(self.shares.total, self.how.batch_size, np.random.default_rng([self.how.seed, epoch]))
         )
         left: Iterable[Any] = order[len(now.losses) :]
         params, state, opt_state = now.params, now.state, now.opt_state
@@ -329,24 +287,41 @@ class _Loop:
             return False
         return any(ranks.gather(bool(self.interrupted())))
 
-    def batch(self, chosen: np.ndarray[Any, Any]) -> tuple[Array, Array]:
-        index, xp = self.backend.asarray(self.shares.own(chosen)), self.backend.xp
-        return xp.take(self.rows[0], index, axis=0), xp.take(self.rows[1], index, axis=0)
+    def batch(self, chosen: np.ndarray[Any, Any]) -> tuple[Array, ...]:
+        """Inputs and targets of these rows, and of several ranks their places in the batch too."""
+        own, xp = self.shares.own(chosen), self.backend.xp
+        index = self.backend.asarray(own)
+        x, targets = (xp.take(array, index, axis=0) for array in self.rows)
+        return (
+            (x, targets)
+            if self.shares.ranks.size == 1
+            else (x, targets, self.backend.asarray(self.shares.places(chosen)))
+        )
 
     @functools.cached_property
     def step(self) -> finite.Step:
-        ranks, net = self.shares.ranks, self.net
-        all_reduce = None if ranks.size == 1 else ranks.sum
-        if all_reduce is not None and self.shares.group.size > 1:
-            net = net.with_norms(all_reduce=self.shares.group.sum)
-        step: finite.Step = functools.partial(_step, net, self.optimizer, self.loss, all_reduce=all_reduce)
-        step = finite.skipping(step) if self.skip else step
-        return self.backend.compiled(step) if all_reduce is None else step
+        ranks, group = self.shares.ranks, self.shares.group
+        if ranks.size == 1:
+            step: finite.Step = functools.partial(
+                train_step, self.net, self.optimizer, loss=self.loss, seed=self.how.seed
+            )
+        else:
+            step = self._step_on_ranks(ranks.sum, group.sum if group.size > 1 else None)
+        step = finite.skipping(step) if self.how.on_nonfinite == "skip" else step
+        return self.backend.compiled(step) if ranks.size == 1 else step
+
+    def _step_on_ranks(self, all_reduce: AllReduce, sync_statistics: AllReduce | None) -> finite.Step:
+        return lambda params, state, opt_state, x, targets, rows: train_step(
+            *(self.net, self.optimizer, params, state, opt_state, x, targets, self.loss, all_reduce),
+            sync_statistics=sync_statistics,
+            seed=self.how.seed,
+            rows=rows,
+        )
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""
         losses = np.isfinite(done.losses)
-        if self.skip:
+        if self.how.on_nonfinite == "skip":
             return bool(losses.any()) or not done.losses
         made = {"params": done.params, "state": done.state, "opt_state": done.opt_state}
         return bool(losses.all()) and bool(finite.all_finite(made))
@@ -360,7 +335,11 @@ class _Loop:
         params, state, opt_state = now.params, now.state, now.opt_state
         for chosen in order[len(start.losses) :] if self.shares.ranks.size == 1 else ():
             x, targets = self.batch(chosen)
-            what = finite.first_nonfinite(self.net, self.loss, params, state, x, targets)
+            number = opt_state["step"]
+            what = finite.first_nonfinite(
+                *(self.net, self.loss, params, state, x, targets),
+                context=lambda number=number: Context(True, draws=Draws(self.how.seed, number)),  # type: ignore[misc]
+            )
             params, state, opt_state, _ = self.step(params, state, opt_state, x, targets)
             made = {"parameter": params, "running statistic": state, "state of the optimiser": opt_state}
             what = what or finite.first_leaf(self.net, made)
@@ -376,7 +355,7 @@ class _Loop:
         row: dict[str, Any] = {"epoch": epoch, "step": step}
         row["learning_rate"] = float(self.optimizer.rate(step - 1))
         row["train_loss"] = float(losses[np.isfinite(losses)].mean())
-        if self.skip:
+        if self.how.on_nonfinite == "skip":
             row["skipped"] = int(np.sum(~np.isfinite(losses)))
         (x, targets), some, ranks = self.rows, self.shares.head(EVALUATED), self.shares.ranks
         seen = (x[:some, ...], targets[:some, ...])
@@ -390,53 +369,16 @@ class _Loop:
         return row
 
 
-def _step(
-    net: Sequential,
-    optimizer: Optimizer,
-    loss: str,
-    params: Tree,
-    state: Tree,
-    opt_state: Tree,
-    x: Array,
-    targets: Array,
-    all_reduce: AllReduce | None = None,
-) -> tuple[Tree, Tree, Tree, Array]:
-    """`train_step` with what is static in front, for `jax.jit`."""
-    return train_step(net, optimizer, params, state, opt_state, x, targets, loss, all_reduce)
-
-
-def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce) -> tuple[Tree, Array]:
-    """Gradients and loss of a whole batch from their sums on each rank: one reduction of one flat array.
-
-    Floating dtypes count rows exactly up to 2^24 of them in a batch.
-    """
-    leaves = trees.leaves(grads)
-    xp, like = array_namespace(value), leaves[0] if leaves else value
-    count = xp.asarray([rows], dtype=like.dtype, device=device(like))
-    flat = [xp.reshape(leaf, (-1,)) for leaf in [*leaves, xp.astype(value, like.dtype)]]
-    total = all_reduce(xp.concat([*flat, count]))
-    mean, means, start = total[:-1] / total[-1], [], 0
-    for leaf in leaves:
-        means.append(xp.reshape(mean[start : start + leaf.size], leaf.shape))
-        start += leaf.size
-    return trees.rebuild(grads, means), mean[-1]
-
-
 def _averaged(state: Tree, shares: Shares) -> Tree:
     """Running statistics of groups of ranks as those of all: their mean, as if the groups were batches one by one."""
     if shares.group.size == shares.ranks.size:
         return state
-    own = {key: value for key, value in state.items() if "batches" in value}
-    arrays = {f"{key}.{name}": value[name] for key, value in own.items() for name in ("mean", "var")}
-    means = {name: shares.ranks.sum(array) / shares.ranks.size for name, array in arrays.items()}
-    return state | {key: {**value, **trees.unflatten(means)[key]} for key, value in own.items()}
-
-
-def _fitting(loss: Callable[[Array, Array], tuple[Array, Array]], output: Array, targets: Array) -> tuple[Array, Array]:
-    try:
-        return loss(output, targets)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"targets: they do not fit the network's outputs: {error}") from error
+    total, size = shares.ranks.sum, shares.ranks.size
+    averages = running_averages(state)
+    means = {
+        name: own._replace(mean=total(own.mean) / size, var=total(own.var) / size) for name, own in averages.items()
+    }
+    return with_averages(state, means)
 
 
 def _begin(

@@ -9,26 +9,29 @@ import numpy as np
 from .._typing import Array
 from ..arguments import instance, one_of, shown
 from ..backends import Backend
-from ..functional import LOSSES
-from ..layers import Sequential
+from ..functional import LOSSES, Loss
+from ..networks import Sequential
 from ..parallel import Communicator
 
 Rows = tuple[Any, Any]
 """Host arrays (x, targets) with a sample in each row."""
 
 
-def checked_rows(name: str, rows: Any, net: Sequential, loss: str, ranks: Communicator | None = None) -> Rows:
+def checked_rows(name: str, rows: Any, net: Sequential, loss: str | Loss, ranks: Communicator | None = None) -> Rows:
     """Rows as host arrays, refused where they do not fit the network and the loss; one of several ranks may have none."""
     if not isinstance(rows, tuple | list) or len(rows) != 2:
         raise TypeError(f"{name}: expected a pair (x, targets), got {shown(rows)}")
     x, targets = checked_inputs(name, rows[0], net), _as_host(name, rows[1])
     if not len(x) and (ranks is None or ranks.size == 1):
         raise ValueError(f"{name}: expected at least 1 row, got none")
-    one_of("loss", loss, LOSSES)
+    if not callable(loss):
+        one_of("loss", loss, LOSSES)
     if targets.shape[:1] != x.shape[:1]:
         raise ValueError(f"{name}: expected as many targets as rows, got {targets.shape} for {x.shape}")
     if targets.dtype.kind not in "biuf" or not np.isfinite(targets).all():
         raise ValueError(f"{name}: expected finite numbers as targets")
+    if callable(loss):  # it knows what it takes
+        return x, targets
     if loss != "cross_entropy":
         wanted = (len(x), net.outputs or x.shape[1])
         if targets.shape != wanted and not (targets.ndim == 1 and wanted[1] == 1):

@@ -1,0 +1,464 @@
+"""Networks: layers one after another, skips around them, and fully connected ones by their sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Self, overload
+
+import numpy as np
+
+from . import trees
+from ._typing import AllReduce, Array, Tree
+from .arguments import instance, integer, number, one_of, shown
+from .backends import Backend, as_backend
+from .context import Context
+from .functional import ACTIVATIONS, checks
+from .layers import (
+    INITIALIZATIONS,
+    Activation,
+    BatchNorm,
+    Dropout,
+    Layer,
+    Linear,
+    Shapes,
+    Standardize,
+    check_size,
+    count,
+)
+
+WRONG_ARGUMENTS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
+"""Exceptions that arguments which do not fit end in, deep inside a layer; caught to look for the cause."""
+
+
+@dataclass(frozen=True)
+class Sequential(Layer):
+    """Layers one after another; itself a layer, so that networks can be parts of networks.
+
+    Parameters and state are keyed by the layer's position: {"0": {"weight": ...}}.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net = bn.Sequential((bn.Linear(4, 8, bias=False), bn.BatchNorm(8, activation="relu"), bn.Linear(8, 3)))
+    >>> params, state = net.init(0, backend=bn.backend("numpy"))
+    >>> logits, state, residuals = net.forward(params, state, np.ones((5, 4), np.float32), training=True)
+    >>> logits.shape, list(params), state["1"]["batches"]
+    ((5, 3), ['0', '1', '2'], 1)
+    """
+
+    layers: tuple[Layer, ...]
+
+    def __post_init__(self) -> None:
+        instance("layers", self.layers, (list, tuple), "a tuple of layers")
+        for layer in self.layers:
+            instance("layers", layer, Layer, "layers such as Linear, or of your own, derived from bnengine.Layer")
+            try:
+                hash(layer)
+            except TypeError as error:
+                raise TypeError(
+                    f"layers: expected hashable ones, got {layer}; make its class a frozen dataclass"
+                ) from error
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if not self.layers:
+            raise ValueError("layers: expected at least one")
+        width = None
+        for position, layer in enumerate(self.layers):
+            if None not in (width, layer.takes) and layer.takes != width:
+                raise ValueError(
+                    f"layers: layer {position}, {layer}, takes {layer.takes} features but is given {width}"
+                )
+            width = layer.gives or layer.takes or width
+        for position, (layer, after) in enumerate(itertools.pairwise(self.layers)):
+            if layer.ends_in_bias and after.cancels_bias:
+                raise ValueError(
+                    f"layers: layer {position}, {type(layer).__name__}({layer.takes}, {layer.gives}), has a bias and "
+                    f"feeds a {type(after).__name__}, whose mean subtraction cancels it; "
+                    "use Linear(..., bias=False), beta shifts instead"
+                )
+
+    # ---- what it says of itself
+
+    @property
+    def takes(self) -> int | None:
+        """Features that the network takes; None where any number will do."""
+        for layer in self.layers:
+            if layer.takes or layer.gives:
+                return layer.takes
+        return None
+
+    @property
+    def gives(self) -> int | None:
+        """Features that the network gives; None where they are as many as it takes."""
+        return next((layer.gives for layer in reversed(self.layers) if layer.gives), None)
+
+    @property
+    def shapes(self) -> Shapes:
+        """The shape of each parameter and each part of the state by name: {"1.gamma": (8,)}, {"1.batches": ()}."""
+        named = [(f"{i}.", layer.shapes) for i, layer in enumerate(self.layers)]
+        params = {prefix + name: shape for prefix, shapes in named for name, shape in shapes.params.items()}
+        return Shapes(
+            params, {prefix + name: shape for prefix, shapes in named for name, shape in shapes.state.items()}
+        )
+
+    @property
+    def ends_in_bias(self) -> bool:
+        """Whether its last layer does."""
+        return self.layers[-1].ends_in_bias
+
+    @property
+    def inputs(self) -> int | None:
+        """Features that the network takes; None where any number will do."""
+        return self.takes
+
+    @property
+    def outputs(self) -> int:
+        """Features that the network gives; 0 where it gives as many as it takes."""
+        return self.gives or 0
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers are learned."""
+        return count(self.shapes.params)
+
+    def summary(self) -> str:
+        """A table of the layers, their outputs and parameter counts."""
+        rows = [("", "layer", "outputs", "parameters"), *self.summary_rows("", None)]
+        rows.append(("", "total", "", f"{self.parameters:,}"))
+        a, b, c, d = (max(len(row[column]) for row in rows) for column in range(4))
+        return "\n".join(f"{i:>{a}}  {word:<{b}}  {width:>{c}}  {n:>{d}}".rstrip() for i, word, width, n in rows)
+
+    def summary_rows(self, key: str, width: int | None) -> Iterator[tuple[str, str, str, str]]:
+        """Those of its layers, in order; a part of a network has a row of its own first."""
+        if key:
+            yield key, str(self), str(self.gives or width or "any"), ""
+        for i, layer in enumerate(self.layers):
+            yield from layer.summary_rows(f"{key}.{i}" if key else str(i), width)
+            width = layer.gives or layer.takes or width
+
+    # ---- what it does
+
+    def init(self, seed: int | np.random.Generator, backend: Backend | str) -> tuple[Tree, Tree]:
+        """Parameters and state. The same seed gives the same numbers on every backend, rounded to its dtype."""
+        if isinstance(seed, np.random.Generator):
+            rng = seed
+        else:
+            integer("seed", seed, 0)
+            rng = np.random.default_rng(seed)
+        params: Tree = {}
+        state: Tree = {}
+        for i, layer in enumerate(self.layers):
+            learned, kept = layer.init(rng, as_backend(backend))
+            trees.check(f"{layer}.init, parameters", learned, layer.shapes.params)
+            trees.check(f"{layer}.init, state", kept, layer.shapes.state)
+            params |= {str(i): learned} if learned else {}
+            state |= {str(i): kept} if kept else {}
+        return params, state
+
+    def measure(
+        self, state: Tree, x: np.ndarray[Any, Any], *, backend: Backend, all_reduce: AllReduce | None = None
+    ) -> Tree:
+        """The state with the statistics of these training rows in the Standardize layer at the front, if there is one."""
+        first: Any = self.layers[0]
+        if not first.measured:
+            return state
+        trees.check("state", state, self.shapes.state)
+        checks.floating("x", x)
+        if x.ndim != 2 or x.shape[1] != first.takes or (all_reduce is None and not len(x)):
+            raise ValueError(f"x: expected shape (N, {first.takes}), got {checks.shape(x)}")
+        return {**state, "0": first.measure(x, as_backend(backend), all_reduce)}
+
+    def replace(self, kind: type[Layer], **changes: Any) -> Self:
+        """The network with these fields of every layer of that kind changed.
+
+        Examples
+        --------
+        >>> import bnengine as bn
+        >>> bn.mlp([4, 8, 2]).replace(bn.BatchNorm, momentum=None).layers[1]
+        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None)
+        """
+        return dataclasses.replace(self, layers=tuple(layer.replace(kind, **changes) for layer in self.layers))
+
+    def with_norms(self, **changes: Any) -> Self:
+        """The network with these fields of every BatchNorm changed, such as `momentum=None`."""
+        return self.replace(BatchNorm, **changes)
+
+    def forward(
+        self, params: Tree, state: Tree, x: Array, context: Context | None = None, *, training: bool | None = None
+    ) -> tuple[Array, Tree, Any]:
+        """(output, new state, residuals for `backward`). Inference leaves the state as it is.
+
+        `training` alone says whether batch statistics are used; a `Context` in its place also how ranks sum, and
+        what dropout draws from.
+        """
+        known = Context(training) if context is None else context  # type: ignore[arg-type]  # looked at below
+        try:
+            return self._forward(params, state, x, known)
+        except WRONG_ARGUMENTS:  # looked into only now, so that a step pays nothing for it
+            instance("context", known, Context, "a Context")
+            instance("training", known.training, bool, "True or False")
+            trees.check("params", params, self.shapes.params)
+            trees.check("state", state, self.shapes.state)
+            raise
+
+    def _forward(self, params: Tree, state: Tree, x: Array, context: Context) -> tuple[Array, Tree, Any]:
+        new, residuals = {}, []
+        for i, layer in enumerate(self.layers):
+            key = str(i)
+            x, kept, residual = layer.forward(params.get(key, {}), state.get(key, {}), x, context)
+            residuals.append(residual)
+            if kept:
+                new[key] = kept
+        return x, new, residuals
+
+    @overload
+    def backward(self, params: Tree, residuals: Any, dy: Array, *, need_dx: None = None) -> Tree: ...
+    @overload
+    def backward(self, params: Tree, residuals: Any, dy: Array, *, need_dx: bool) -> tuple[Tree, Array | None]: ...
+    def backward(
+        self, params: Tree, residuals: Any, dy: Array, *, need_dx: bool | None = None
+    ) -> Tree | tuple[Tree, Array | None]:
+        """Gradients of the loss, in the tree of params, from the gradient by the output.
+
+        With `need_dx` True or False, as for every layer, the pair (gradients, gradient by the input or None).
+        """
+        try:
+            grads, dx = self._backward(params, residuals, dy, bool(need_dx))
+        except WRONG_ARGUMENTS as error:
+            trees.check("params", params, self.shapes.params)
+            if not isinstance(residuals, list) or len(residuals) != len(self.layers) or not self._fits(dy):
+                raise ValueError(
+                    f"residuals, dy: expected those of this network's forward pass, {len(self.layers)} residuals and "
+                    f"the gradient by {self.outputs or 'its'} outputs: {error}"
+                ) from error
+            raise
+        return grads if need_dx is None else (grads, dx)
+
+    def _fits(self, dy: Any) -> bool:
+        """Whether dy may be the gradient by its outputs."""
+        return checks.is_array(dy) and dy.ndim >= 1 and self.outputs in (0, dy.shape[-1])
+
+    def _backward(self, params: Tree, residuals: Any, dy: Array, need_dx: bool) -> tuple[Tree, Array | None]:
+        grads: Tree = {}
+        gradient: Array | None = dy
+        first = 0 if need_dx else min((int(key) for key in params), default=0)
+        for i in range(len(self.layers) - 1, first - 1, -1):  # nothing before the first has parameters: no dx
+            key = str(i)
+            needed = need_dx or i > first
+            learned, gradient = self.layers[i].backward(params.get(key, {}), residuals[i], gradient, need_dx=needed)
+            if learned:
+                grads[key] = learned
+        return {key: grads[key] for key in params}, gradient if need_dx else None
+
+
+@dataclass(frozen=True)
+class Residual(Sequential):
+    """A skip around layers: y = x + f(x), for the layers f one after another, which give as many features as they take.
+
+    He et al. 2015, arXiv:1512.03385, equation 1.
+
+    Examples
+    --------
+    >>> import bnengine as bn
+    >>> block = bn.Residual((bn.Linear(8, 8, bias=False), bn.BatchNorm(8, activation="relu"), bn.Linear(8, 8)))
+    >>> print(bn.Sequential((bn.Linear(4, 8), block, bn.Linear(8, 2))).summary())
+         layer                outputs  parameters
+      0  Linear                     8          40
+      1  Residual                   8
+    1.0  Linear without bias        8          64
+    1.1  BatchNorm + relu           8          16
+    1.2  Linear                     8          72
+      2  Linear                     2          18
+         total                                210
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gives is not None and self.gives != self.takes:
+            raise ValueError(
+                f"layers: expected as many outputs as inputs in a Residual, got {self.takes} and {self.gives}"
+            )
+
+    def _forward(self, params: Tree, state: Tree, x: Array, context: Context) -> tuple[Array, Tree, Any]:
+        y, new, residuals = super()._forward(params, state, x, context)
+        return x + y, new, residuals
+
+    def _backward(self, params: Tree, residuals: Any, dy: Array, need_dx: bool) -> tuple[Tree, Array | None]:
+        grads, dx = super()._backward(params, residuals, dy, need_dx)
+        return grads, dx if dx is None else dy + dx
+
+
+LAYERS: dict[str, type[Layer]] = {
+    kind.__name__: kind for kind in (Linear, BatchNorm, Activation, Dropout, Standardize, Residual, Sequential)
+}
+"""The layers that a file may name without being told of them."""
+
+
+def mlp(
+    sizes: Sequence[int],
+    *,
+    norm: str | None = "batch",
+    activation: str = "relu",
+    norm_position: str = "pre",
+    standardize: bool = False,
+    initialization: str | None = None,
+    scale: float = 1.0,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    dropout: float = 0.0,
+    residual: bool = False,
+) -> Sequential:
+    """A fully connected network.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        Inputs, hidden layers, outputs: [784, 256, 10]. [n, 1] is logistic regression.
+    norm : {"batch", None}
+        Batch normalisation of the hidden layers; the output layer has none.
+    activation : str
+        Of the hidden layers: relu, leaky_relu, gelu, silu, elu, selu, softplus, sigmoid, tanh or identity. ReLU
+        after normalisation is fused.
+    norm_position : {"pre", "post"}
+        "pre" normalises z, before the activation, and drops the bias that it cancels; "post" normalises
+        the activation's output.
+    standardize : bool
+        A Standardize layer in front.
+    initialization : {None, "he", "glorot", "lecun", "normal"}
+        None: what suits the activation, he for ReLU and its smooth kin, lecun for selu, glorot otherwise. Times
+        `scale`.
+    eps, momentum
+        Of every BatchNorm.
+    dropout : float
+        Part of the values of each hidden layer that is dropped in training, in [0, 1).
+    residual : bool
+        A skip around each hidden layer that gives as many features as it takes: y = x + f(x).
+
+    Returns
+    -------
+    Sequential
+
+    Raises
+    ------
+    ValueError
+        Naming the argument.
+
+    Examples
+    --------
+    >>> import bnengine as bn
+    >>> print(bn.mlp([64, 32, 10]).summary())
+       layer                outputs  parameters
+    0  Linear without bias       32       2,048
+    1  BatchNorm + relu          32          64
+    2  Linear                    10         330
+       total                              2,442
+    """
+    one_of("norm", norm, ("batch", None))
+    instance("standardize", standardize, bool, "True or False")
+    instance("residual", residual, bool, "True or False")
+    one_of("norm_position", norm_position, ("pre", "post"))
+    one_of("activation", activation, ACTIVATIONS)
+    number("dropout", dropout, 0, 0.999999, words="a number in [0, 1)")
+    if not isinstance(sizes, list | tuple) or len(sizes) < 2:
+        raise ValueError(f"sizes: expected at least inputs and outputs, as in [64, 10], got {shown(sizes)}")
+    for size in sizes:
+        check_size("sizes", size)
+    if initialization is not None:
+        one_of("initialization", initialization, INITIALIZATIONS)
+    spread = initialization or ACTIVATIONS[activation].initialization
+    norms = {norm_position: (eps, momentum)} if norm == "batch" else {}
+    layers: list[Layer] = [Standardize(sizes[0])] if standardize else []
+    skips = 0
+    for inputs, outputs in itertools.pairwise(sizes[:-1]):
+        hidden = [
+            Linear(inputs, outputs, bias="pre" not in norms, initialization=spread, scale=scale),
+            *_normalised_activation(outputs, activation, norms),
+            *([Dropout(dropout)] if dropout else []),
+        ]
+        skip = residual and inputs == outputs
+        skips += skip
+        layers += [Residual(tuple(hidden))] if skip else hidden
+    if residual and not skips:
+        raise ValueError(f"residual: expected a hidden layer of as many features as it takes, got sizes {list(sizes)}")
+    return Sequential((*layers, Linear(sizes[-2], sizes[-1], initialization=spread, scale=scale)))
+
+
+def _normalised_activation(features: int, activation: str, norms: dict[str, tuple[float, float | None]]) -> list[Layer]:
+    """The activation with the batch normalisation before or after it; ReLU is fused with the one before."""
+    fused = "relu" if activation == "relu" and "pre" in norms else None
+    before, after = (
+        [BatchNorm(features, activation=fused, eps=norms[place][0], momentum=norms[place][1])] if place in norms else []
+        for place in ("pre", "post")
+    )
+    return [*before, *([] if fused else [Activation(activation)]), *after]
+
+
+# ---- networks as plain data
+
+
+def to_spec(net: Sequential) -> list[dict[str, Any]]:
+    """The network as plain data, for a file."""
+    return [_layer_spec(layer) for layer in net.layers]
+
+
+def _layer_spec(layer: Any) -> dict[str, Any]:
+    kind = type(layer).__name__
+    if LAYERS.get(kind, type(layer)) is not type(layer):
+        raise ValueError(f"net: expected another name for a layer of your own, {kind} is one of bnengine's")
+    names = [field.name for field in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else vars(layer)
+    settings = {name: getattr(layer, name) for name in names}
+    return {"layer": kind, **{name: _plain(value) for name, value in settings.items()}}
+
+
+def _plain(value: Any) -> Any:
+    """A setting as JSON has it."""
+    if isinstance(value, Layer):
+        return _layer_spec(value)
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def check_spec(net: Sequential) -> None:
+    """Refuse a network that would not come back from its plain data: better now than when it is needed."""
+    kinds = tuple({type(layer) for layer in _all_layers(net)} - set(LAYERS.values()))
+    spec = to_spec(net)
+    try:
+        back = to_spec(from_spec(json.loads(json.dumps(spec)), kinds))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"net: a layer's settings cannot be written as JSON and read again: {error}") from error
+    if back != spec:
+        raise TypeError("net: a layer's settings change when they are written as JSON and read again")
+
+
+def _all_layers(layer: Layer) -> Iterator[Layer]:
+    yield layer
+    for part in getattr(layer, "layers", ()):
+        yield from _all_layers(part)
+
+
+def from_spec(spec: list[dict[str, Any]], layers: Sequence[type[Layer]] = ()) -> Sequential:
+    """The network of a `to_spec`; `layers` are the classes of layers that are not bnengine's own."""
+    for kind in layers:
+        if not issubclass(kind, Layer):
+            raise TypeError(f"layers: expected classes derived from bnengine.Layer, got {shown(kind)}")
+    kinds = {kind.__name__: kind for kind in layers} | LAYERS
+    return Sequential(tuple(_from_entry(entry, kinds) for entry in spec))
+
+
+def _from_entry(entry: dict[str, Any], kinds: dict[str, type[Layer]]) -> Layer:
+    settings = dict(entry)
+    name = settings.pop("layer", "")
+    if name not in kinds:
+        raise ValueError(
+            f"layers: expected {', '.join(kinds)}, got {shown(entry)}; hand the class of a layer of your own to load: "
+            f"load(path, layers=({name or 'Mine'},))"
+        )
+    return kinds[name](**{key: _from_plain(value, kinds) for key, value in settings.items()})
+
+
+def _from_plain(value: Any, kinds: dict[str, type[Layer]]) -> Any:
+    if isinstance(value, dict) and "layer" in value:
+        return _from_entry(value, kinds)
+    return tuple(_from_plain(item, kinds) for item in value) if isinstance(value, list) else value
