@@ -454,6 +454,35 @@ def test_activations_keep_nan(library, name):
     assert np.isnan(library.host(getattr(bn, name)(library.asarray(np.asarray([np.nan], np.float32))))).all()
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor", "ignore:The PyTorch API of nested tensors")
+def test_arrays_that_are_not_plain_are_refused_every_time(rng):
+    """A plain array of the same type has passed before."""
+    torch, dask = need("torch"), need("dask.array")
+    x = rng.standard_normal((4, 3))
+    for plain in (torch.asarray(x), dask.from_array(x)):
+        bn.batch_norm(plain)
+    nested = torch.nested.nested_tensor([torch.ones(2, 3), torch.ones(3, 3)], layout=torch.jagged)
+    cases = [
+        (
+            torch.asarray(x).to_sparse(),
+            TypeError,
+            r"x: expected a dense tensor, got layout torch.sparse_coo; use to_dense",
+        ),
+        (torch.asarray(x).to_sparse_csr(), TypeError, "x: expected a dense tensor, got layout torch.sparse_csr"),
+        (nested, TypeError, "x: expected a dense tensor, got layout torch.jagged"),
+        (dask.ma.masked_array(dask.from_array(x), x > 9), TypeError, "x: expected plain chunks, got masked ones; fill"),
+        (
+            dask.from_array(x)[dask.from_array(x[:, 0]) > 0],
+            ValueError,
+            r"x: expected a known shape, got \(nan, 3\); call",
+        ),
+    ]
+    for given, kind, message in cases:
+        for function in (bn.batch_norm, lambda x: bn.normalize(x, x[0], x[0]), bn.tanh):
+            with pytest.raises(kind, match=message):
+                function(given)
+
+
 def test_losses_are_pytorchs(library, rng):
     torch = need("torch")
     functional = torch.nn.functional

@@ -7,11 +7,14 @@ from numbers import Real
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array
+from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array, is_torch_array
 
 from .._typing import Array
 from ..arguments import shown
 from ..kernels import library
+
+UNIFORM = frozenset({"numpy", "cupy", "jax"})
+"""Libraries of which every array is dense and of known shape."""
 
 FLOATING = ("float16", "bfloat16", "float32", "float64")
 
@@ -19,24 +22,40 @@ FLOATING = ("float16", "bfloat16", "float32", "float64")
 # than a small kernel, and dtypes of two libraries must not be compared with each other.
 _known: dict[type, set[object]] = {}
 _integral: dict[type, set[object]] = {}
+_varied: set[type] = set()
 
 
 def floating(name: str, x: Array) -> None:
-    """Refuse what is not a floating array of an array-API library."""
+    """Refuse what is not a floating array of an array-API library: dense, without a mask, of known shape."""
     known = _known.get(type(x))
     if known is None or x.dtype not in known:
         _refuse_unless_floating(name, x)
         _known.setdefault(type(x), set()).add(x.dtype)
+        if library(type(x)) not in UNIFORM:
+            _varied.add(type(x))
+    if type(x) in _varied:
+        _refuse_unless_plain(name, x)
 
 
 def _refuse_unless_floating(name: str, x: Array) -> None:
     kind = f"{type(x).__module__}.{type(x).__name__}".removeprefix("builtins.")
     if not is_array(x):
         raise TypeError(f"{name}: expected an array of an array-API library, got {kind}; convert it first")
-    if is_numpy_array(x) and type(x).__name__ in ("matrix", "MaskedArray"):
+    if (is_numpy_array(x) and type(x).__name__ == "matrix") or hasattr(x, "mask"):
         raise TypeError(f"{name}: expected a plain array, got {kind}; use numpy.asarray or fill the masked values")
     if dtype_name(x) not in FLOATING:
         raise TypeError(f"{name}: expected dtype {', '.join(FLOATING)} in native byte order, got {x.dtype}; cast it")
+
+
+def _refuse_unless_plain(name: str, x: Array) -> None:
+    """Refuse what a type alone does not tell: chunks that are masked, memory that is sparse, a shape not known yet."""
+    if is_dask_array(x) and hasattr(x._meta, "mask"):
+        raise TypeError(f"{name}: expected plain chunks, got masked ones; fill the masked values")
+    if is_torch_array(x) and (str(x.layout) != "torch.strided" or x.is_nested):
+        raise TypeError(f"{name}: expected a dense tensor, got layout {x.layout}; use to_dense() or a padded tensor")
+    if any(n is None or n != n for n in x.shape):  # noqa: PLR0124  # dask says NaN, the standard None
+        hint = "; call x.compute_chunk_sizes() first" if is_dask_array(x) else ""
+        raise ValueError(f"{name}: expected a known shape, got {shape(x)}{hint}")
 
 
 def integral(name: str, x: Array, wanted: str) -> None:
@@ -96,8 +115,6 @@ def features(x: Array, axis: Any) -> int:
     floating("x", x)
     if x.ndim < 2:
         raise ValueError(f"x: expected rank 2 or more (samples and features), got shape {shape(x)}")
-    if is_dask_array(x) and any(math.isnan(n) for n in x.shape):
-        raise ValueError(f"x: expected a known shape, got {shape(x)}; call x.compute_chunk_sizes() first")
     if type(axis) is not int:
         raise TypeError(f"axis: expected an int, got {shown(axis)}")
     if not -x.ndim <= axis < x.ndim:
