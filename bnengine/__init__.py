@@ -44,5 +44,6 @@ from .training.fitting import Fitted as Fitted
 from .training.fitting import NonFiniteError as NonFiniteError
 from .training.fitting import Settings as Settings
 from .training.running_statistics import precise_statistics as precise_statistics
+from .training.running_statistics import recalibrate as recalibrate
 from .training.running_statistics import statistics_gap as statistics_gap
 from .training.step import train_step as train_step

@@ -39,6 +39,11 @@ class Loaded(NamedTuple):
     dtype: str
     """Of the parameters in the file, which `load` brings to the backend's."""
 
+    def __repr__(self) -> str:
+        words = [f"{len(self.net.layers)} layers", f"{self.net.parameters:,} parameters of {self.dtype}"]
+        words += ["with the optimiser's state"] if self.opt_state else []
+        return f"Loaded({', '.join([*words, *self.metadata])})"
+
 
 def save(
     path: str | os.PathLike[str],

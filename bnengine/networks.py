@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 
@@ -126,10 +127,18 @@ class Sequential(Layer):
 
     def summary(self) -> str:
         """A table of the layers, their outputs and parameter counts."""
-        rows = [("", "layer", "outputs", "parameters"), *self.summary_rows("", None)]
-        rows.append(("", "total", "", f"{self.parameters:,}"))
+        rows = self._summary_table()
         a, b, c, d = (max(len(row[column]) for row in rows) for column in range(4))
         return "\n".join(f"{i:>{a}}  {word:<{b}}  {width:>{c}}  {n:>{d}}".rstrip() for i, word, width, n in rows)
+
+    def _summary_table(self) -> list[tuple[str, str, str, str]]:
+        head, total = ("", "layer", "outputs", "parameters"), ("", "total", "", f"{self.parameters:,}")
+        return [head, *self.summary_rows("", None), total]
+
+    def _repr_html_(self) -> str:
+        """The summary as a table, for notebooks."""
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self._summary_table())
+        return f"<table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
     def summary_rows(self, key: str, width: int | None) -> Iterator[tuple[str, str, str, str]]:
         """Those of its layers, in order; a part of a network has a row of its own first."""
@@ -178,9 +187,22 @@ class Sequential(Layer):
         --------
         >>> import bnengine as bn
         >>> bn.mlp([4, 8, 2]).replace(bn.BatchNorm, momentum=None).layers[1]
-        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None)
+        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None, statistics='batch')
         """
-        return dataclasses.replace(self, layers=tuple(layer.replace(kind, **changes) for layer in self.layers))
+
+        def changed(layer: Layer) -> Layer:
+            return dataclasses.replace(cast("Any", layer), **changes) if isinstance(layer, kind) else layer
+
+        return self.map(changed)
+
+    def map(self, function: Callable[[Layer], Layer]) -> Self:
+        """The network with function(layer) in the place of each layer, in their order."""
+        return dataclasses.replace(self, layers=tuple(layer.map(function) for layer in self.layers))
+
+    def named(self, name: str = "") -> Iterator[tuple[str, Layer]]:
+        """Every layer with its name, in the order of a pass: "3", or "3.0" in a part of the network."""
+        for i, layer in enumerate(self.layers):
+            yield from layer.named(f"{name}.{i}" if name else str(i))
 
     def with_norms(self, **changes: Any) -> Self:
         """The network with these fields of every BatchNorm changed, such as `momentum=None`."""
@@ -422,7 +444,7 @@ def _plain(value: Any) -> Any:
 
 def check_spec(net: Sequential) -> None:
     """Refuse a network that would not come back from its plain data: better now than when it is needed."""
-    kinds = tuple({type(layer) for layer in _all_layers(net)} - set(LAYERS.values()))
+    kinds = tuple({type(layer) for _, layer in net.named()} - set(LAYERS.values()))
     spec = to_spec(net)
     try:
         back = to_spec(from_spec(json.loads(json.dumps(spec)), kinds))
@@ -430,12 +452,6 @@ def check_spec(net: Sequential) -> None:
         raise TypeError(f"net: a layer's settings cannot be written as JSON and read again: {error}") from error
     if back != spec:
         raise TypeError("net: a layer's settings change when they are written as JSON and read again")
-
-
-def _all_layers(layer: Layer) -> Iterator[Layer]:
-    yield layer
-    for part in getattr(layer, "layers", ()):
-        yield from _all_layers(part)
 
 
 def from_spec(spec: list[dict[str, Any]], layers: Sequence[type[Layer]] = ()) -> Sequential:

@@ -30,10 +30,15 @@ def parts(arrays, counts):
 
 
 def distance(one, other):
-    """The largest difference of two trees, each leaf against its largest value."""
+    """The largest difference of two trees, each leaf against its largest value, and means against deviations."""
     a, b = trees.flatten(one), trees.flatten(other)
     assert a.keys() == b.keys()
-    return max(float(np.max(np.abs(a[name] - b[name])) / np.max(np.abs(a[name]), initial=1e-300)) for name in a)
+
+    def scale(name):
+        var = a.get(name.replace(".mean", ".var")) if name.endswith(".mean") else None
+        return np.max(np.abs(a[name]), initial=1e-300) if var is None else np.sqrt(np.max(var))
+
+    return max(float(np.max(np.abs(a[name] - b[name])) / scale(name)) for name in a)
 
 
 NET = bn.mlp([5, 8, 6, 3], standardize=True)

@@ -339,6 +339,56 @@ def test_a_constant_target_has_no_r2(rng):
     assert fitted.history[0]["train_r2"] is None
 
 
+@pytest.mark.parametrize("batch_size", [2, 7, 64, 129, 130])
+def test_recalibrated_statistics_are_those_of_one_batch_of_everything(rng, batch_size):
+    """Also of the second normalisation, whose input depends on the first's, and in a part of a network."""
+    backend = bn.backend("numpy", dtype="float64")
+    block = bn.Residual((bn.Linear(6, 6, bias=False), bn.BatchNorm(6), bn.Activation("tanh")))
+    net = bn.Sequential((bn.Linear(4, 6, bias=False), bn.BatchNorm(6, activation="relu"), block, bn.Linear(6, 2)))
+    params, state = net.init(1, backend=backend)
+    x = rng.standard_normal((130, 4)) * [1, 1e-3, 50, 2] + [0, 1e3, 5, -2]
+    whole = net.replace(bn.BatchNorm, momentum=1.0).forward(params, state, x, training=True)[1]
+    found = bn.recalibrate(net, params, state, x, batch_size=batch_size, backend=backend)
+    for own, expected in ((found["1"], whole["1"]), (found["2"]["1"], whole["2"]["1"])):
+        np.testing.assert_allclose(own["mean"], expected["mean"], rtol=1e-12, atol=1e-12 * expected["var"].max() ** 0.5)
+        np.testing.assert_allclose(own["var"], expected["var"], rtol=1e-12)
+    assert trees.names(found) == trees.names(state)
+
+
+def test_recalibrating_by_batches_weighs_them_by_their_rows(rng):
+    backend = bn.backend("numpy", dtype="float64")
+    net, x = bn.Sequential((bn.BatchNorm(3),)), rng.standard_normal((130, 3)) ** 3
+    params, state = net.init(0, backend=backend)
+    found = bn.recalibrate(net, params, state, x, estimator="batches", batch_size=128, backend=backend)["0"]
+    rows = [x[i] for i in bn.data.batches(130, 128, np.random.default_rng(0))]
+    assert [len(part) for part in rows] == [128, 2]
+    np.testing.assert_allclose(found["mean"], x.mean(0), rtol=1e-12)
+    expected = np.average([part.var(0, ddof=1) for part in rows], axis=0, weights=[128, 2])
+    np.testing.assert_allclose(found["var"], expected, rtol=1e-12)
+
+
+def test_a_frozen_normalisation_keeps_its_statistics_and_learns_its_parameters(rng):
+    backend = bn.backend("numpy", dtype="float64")
+    net, optimizer = bn.mlp([4, 6, 3]), bn.optimizers.sgd(0.1)
+    fitted = bn.fit(net, optimizer, (rng.standard_normal((60, 4)), rng.integers(0, 3, 60)), epochs=2, backend=backend)
+    frozen = net.replace(bn.BatchNorm, statistics="running")
+    x = rng.standard_normal((9, 4))
+    params, state = fitted.params, fitted.state
+    y, after, residuals = frozen.forward(params, state, x, training=True)
+    np.testing.assert_array_equal(y, net.forward(params, state, x, training=False)[0])
+    assert after == state
+    dy, direction = rng.standard_normal(y.shape), trees.map_leaves(lambda p: rng.standard_normal(p.shape), params)
+    grads = frozen.backward(params, residuals, dy)
+
+    def value(h):
+        pairs = zip(trees.leaves(params), trees.leaves(direction), strict=True)
+        moved = trees.rebuild(params, [p + h * d for p, d in pairs])
+        return np.sum(dy * frozen.forward(moved, state, x, training=True)[0])
+
+    slope = sum(np.sum(g * d) for g, d in zip(trees.leaves(grads, params), trees.leaves(direction), strict=True))
+    assert slope == pytest.approx((value(1e-6) - value(-1e-6)) / 2e-6, rel=1e-6)
+
+
 def test_precise_statistics_need_two_rows():
     params, state = NET.init(0, backend=bn.backend("numpy"))
     with pytest.raises(ValueError, match="x: expected at least 2 rows to take statistics of, got 1"):

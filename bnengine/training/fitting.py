@@ -23,7 +23,7 @@ from ..parallel import Alone, Communicator, Shares
 from . import finite
 from .evaluation import measured
 from .rows import Rows, checked_rows, on_device
-from .running_statistics import precise_statistics, running_averages, with_averages
+from .running_statistics import recalibrate, running_averages, with_averages
 from .step import train_step
 
 EVALUATED = 10_000
@@ -81,7 +81,7 @@ class Settings:
     early_stopping: int | None = None
     """Stop after so many epochs without a lower validation loss, and return the best epoch's network."""
     precise_bn: bool = False
-    """Recompute the running statistics over the training data at the end (`precise_statistics`)."""
+    """Recompute the running statistics over the training data at the end (`recalibrate`)."""
     on_nonfinite: str = "stop"
     """"skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts them in the
     history (`skipped`); the step still counts for the schedule. It costs a copy of the parameters and the optimiser's
@@ -225,7 +225,7 @@ def fit(
     if how.early_stopping is not None and now.best:
         now = dataclasses.replace(now.best, history=now.history, best=now.best)
     if how.precise_bn:
-        now.state = precise_statistics(
+        now.state = recalibrate(
             net, now.params, now.state, x, batch_size=how.batch_size, backend=backend, communicator=ranks
         )
     return now

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 
 from .. import data, trees
 from .._typing import Tree
-from ..arguments import instance, number
+from ..arguments import instance, number, one_of
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
 from ..functional import RunningStats
-from ..layers import BatchNorm, Dropout
+from ..layers import BatchNorm, Dropout, Layer
 from ..networks import Sequential
 from ..parallel import Alone, Communicator, Shares
 from .rows import checked_inputs
@@ -23,41 +25,140 @@ FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
 """Distance in standard deviations, and factor, from which running statistics are reported as far off."""
 
 
-def precise_statistics(
+def recalibrate(
     net: Sequential,
     params: Tree,
     state: Tree,
     x: Any,
     *,
+    estimator: str = "population",
     batch_size: int = 128,
     backend: Backend | str | None = None,
     communicator: Communicator | None = None,
 ) -> Tree:
-    """Running statistics as the plain average over batches of x with the parameters as they are now.
-
-    With a communicator, x is this rank's share of the rows. Nothing is dropped (`Dropout`): inference drops nothing.
+    """Running statistics taken anew over x, with the parameters as they are now.
 
     Running averages lag behind parameters that still move, and training looks better than inference
-    ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3).
+    ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3). Nothing is dropped (`Dropout`): inference
+    drops nothing.
+
+    Parameters
+    ----------
+    net, params, state
+    x : array
+        Host rows, shape (N, inputs); with a communicator this rank's share of them.
+    estimator : {"population", "batches"}
+        "population": the statistics of all rows, those that one batch of everything would have, however the rows
+        are cut. "batches": the average over batches, each normalised with its own statistics and weighted by its
+        rows, as training would find it.
+    batch_size : int
+        Rows that are gone through at a time.
+    backend, communicator
+        As in `fit`.
 
     Returns
     -------
     dict
         The state for inference; `state` is left as it is.
+
+    Raises
+    ------
+    ValueError
+        Where an argument does not fit, or there are fewer than two rows.
+
+    Notes
+    -----
+    "population" goes over x once for each batch normalisation: the input of one depends on the statistics of those
+    before it. Parts are merged in float64 (Chan, Golub and LeVeque 1979).
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net, x = bn.Sequential((bn.BatchNorm(1),)), np.asarray([[1.0], [2.0], [3.0], [6.0], [8.0]])
+    >>> params, state = net.init(0, backend="numpy")
+    >>> state = bn.recalibrate(net, params, state, x, batch_size=2)
+    >>> state["0"]["mean"], state["0"]["var"]  # of all five rows; the variance unbiased
+    (array([4.], dtype=float32), array([8.5], dtype=float32))
     """
+    one_of("estimator", estimator, ("population", "batches"))
     backend, ranks = as_backend(backend), communicator or Alone()
     x = checked_inputs("x", x, net)
     trees.check("state", state, net.shapes.state)
-    averaging = net.replace(BatchNorm, momentum=None).replace(Dropout, rate=0.0)
-    averaged = forward_pass(averaging, backend, Context(True, None if ranks.size == 1 else ranks.sum))
-    new = with_averages(state, {name: own._replace(batches=0) for name, own in running_averages(state).items()})
     device_x = backend.asarray(x)
     shares = Shares.of(ranks, device_x.shape[0])
     if shares.total < 2:
         raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
-    for rows in data.batches(shares.total, batch_size, np.random.default_rng(0)):  # sorted rows would mislead
-        _, new = averaged(params, new, backend.xp.take(device_x, backend.asarray(shares.own(rows)), axis=0))
+    batches = data.batches(shares.total, batch_size, np.random.default_rng(0))  # sorted rows would mislead
+    once = net.replace(BatchNorm, momentum=1.0).replace(Dropout, rate=0.0)  # the new state is the batch's own
+    context = Context(True, None if ranks.size == 1 else ranks.sum)
+
+    def averages(network: Sequential, names: list[str], now: Tree) -> _Merged:
+        found = _Merged(names, as_one=estimator == "population")
+        run = forward_pass(network, backend, context)
+        for rows in batches:
+            of = backend.xp.take(device_x, backend.asarray(shares.own(rows)), axis=0)
+            found.add(len(rows), running_averages(run(params, now, of)[1]))
+        return found
+
+    norms = [name for name, layer in net.named() if isinstance(layer, BatchNorm)]
+    now = with_averages(state, {name: _zero(own) for name, own in running_averages(state).items() if name in norms})
+    if estimator == "batches":
+        return with_averages(now, averages(once, norms, now).unbiased(backend))
+    new = state
+    for i, name in enumerate(norms):
+        number = iter(range(len(norms)))
+        network = once.map(lambda layer: _freeze(layer, number, i))  # noqa: B023  # called at once
+        found = averages(network, [name], now)
+        now = with_averages(now, found.biased(backend))  # which normalises a batch of everything on its way
+        new = with_averages(new, found.unbiased(backend))
     return new
+
+
+precise_statistics = recalibrate
+"""The name of `recalibrate` up to version 0.1."""
+
+
+def _freeze(layer: Any, number: Iterator[int], below: int) -> Layer:
+    """The layer, frozen if it is one of the first batch normalisations."""
+    if not isinstance(layer, BatchNorm):
+        return cast("Layer", layer)
+    return dataclasses.replace(layer, statistics="running" if next(number) < below else "batch")
+
+
+def _zero(own: RunningStats) -> RunningStats:
+    """So that the average with weight 1 of a batch is the batch's statistics to the last bit."""
+    return RunningStats(own.mean * 0, own.var * 0, 0)
+
+
+class _Merged:
+    """Statistics of batches in float64 on the host: merged into those of all rows as one, or averaged by their rows."""
+
+    def __init__(self, names: list[str], *, as_one: bool) -> None:
+        self.as_one = as_one
+        self.rows = 0
+        self.mean: dict[str, Any] = dict.fromkeys(names, 0.0)
+        self.var: dict[str, Any] = dict.fromkeys(names, 0.0)
+        """Biased for all rows as one, else the average of unbiased ones."""
+
+    def add(self, rows: int, found: dict[str, RunningStats]) -> None:
+        self.rows += rows
+        share = rows / self.rows
+        for name in self.mean:
+            mean, var = (as_numpy(a).astype(np.float64) for a in (found[name].mean, found[name].var))
+            apart = mean - self.mean[name]
+            self.mean[name] = self.mean[name] + apart * share
+            if self.as_one:
+                var = var * ((rows - 1) / rows) + apart * apart * (1 - share)
+            self.var[name] = self.var[name] + (var - self.var[name]) * share
+
+    def biased(self, backend: Backend, factor: float = 1.0) -> dict[str, RunningStats]:
+        return {
+            name: RunningStats(backend.asarray(self.mean[name]), backend.asarray(var * factor), 1)
+            for name, var in self.var.items()
+        }
+
+    def unbiased(self, backend: Backend) -> dict[str, RunningStats]:
+        return self.biased(backend, self.rows / (self.rows - 1) if self.as_one else 1.0)
 
 
 def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str, float]:
