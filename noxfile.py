@@ -53,35 +53,35 @@ def gpu(session: nox.Session) -> None:
 def fuzz(session: nox.Session) -> None:
     """10,000 damaged files for each reader, under limits on memory and time: `nox -s fuzz -- npz --cases 500`."""
     session.install("-e", ".[test]")
-    session.run("python", "tests/fuzz.py", *session.posargs)
+    session.run("python", "tests/programs/fuzz.py", *session.posargs)
 
 
 @nox.session
 def crashes(session: nox.Session) -> None:
     """100 kills of `bnengine train --resume`, 20 of them inside a write, and a full disk."""
     session.install("-e", ".[test]")
-    session.run("python", "tests/crashes.py", *session.posargs)
+    session.run("python", "tests/programs/crashes.py", *session.posargs)
 
 
 @nox.session
 def mutate(session: nox.Session) -> None:
     """Faults drawn by seed and put into the code one at a time: what share does the suite see? (an hour)"""
     session.install("-e", ".[test]", *group("libraries"))
-    session.run("python", "tests/mutate.py", *session.posargs)
+    session.run("python", "tests/programs/mutate.py", *session.posargs)
 
 
 @nox.session
 def processes(session: nox.Session) -> None:
     """Four trainings at once on one empty cache of kernels."""
     session.install("-e", ".[test]")
-    session.run("python", "tests/processes.py", *session.posargs)
+    session.run("python", "tests/programs/processes.py", *session.posargs)
 
 
 @nox.session
 def long_run(session: nox.Session) -> None:
     """Memory and time over 100,000 steps on every library: `nox -s long_run -- numpy --steps 20000`."""
     session.install("-e", ".[test]", *group("libraries"))
-    session.run("python", "tests/long_run.py", *session.posargs)
+    session.run("python", "tests/programs/long_run.py", *session.posargs)
 
 
 @nox.session

@@ -1,7 +1,7 @@
 """`bnengine train --resume`, killed over and over, ends with the bits of a run that was left alone.
 
-    python tests/crashes.py                        # 100 kills, 20 of them inside a write, and a full disk
-    python tests/crashes.py --kills 10 --inside 4
+    python tests/programs/crashes.py                        # 100 kills, 20 of them inside a write, and a full disk
+    python tests/programs/crashes.py --kills 10 --inside 4
 
 Kills come in three kinds: after a random time; at a random call that changes the run directory (an audit hook counts
 them, before they are done); and by the kernel in the middle of writing a file, part of which is then on the disk
