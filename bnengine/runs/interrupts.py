@@ -18,6 +18,9 @@ class Interrupted(KeyboardInterrupt):
         super().__init__(message)
         self.signal = number
 
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return type(self), (self.signal, str(self))
+
 
 @contextmanager
 def noted() -> Iterator[list[int]]:
