@@ -2,49 +2,86 @@
 
 __version__ = "0.1.0"
 
-from . import data as data
-from . import optimizers as optimizers
-from .backends import Backend as Backend
-from .backends import backend as backend
-from .checkpoints import CheckpointError as CheckpointError
-from .checkpoints import Loaded as Loaded
-from .checkpoints import load as load
-from .checkpoints import save as save
-from .functional import Gradients as Gradients
-from .functional import LinearGradients as LinearGradients
-from .functional import Residuals as Residuals
-from .functional import RunningStats as RunningStats
-from .functional import batch_norm as batch_norm
-from .functional import batch_norm_backward as batch_norm_backward
-from .functional import binary_cross_entropy as binary_cross_entropy
-from .functional import identity as identity
-from .functional import identity_backward as identity_backward
-from .functional import leaky_relu as leaky_relu
-from .functional import leaky_relu_backward as leaky_relu_backward
-from .functional import linear as linear
-from .functional import linear_backward as linear_backward
-from .functional import mean_squared_error as mean_squared_error
-from .functional import normalize as normalize
-from .functional import normalize_backward as normalize_backward
-from .functional import relu as relu
-from .functional import relu_backward as relu_backward
-from .functional import sigmoid as sigmoid
-from .functional import sigmoid_backward as sigmoid_backward
-from .functional import softmax_cross_entropy as softmax_cross_entropy
-from .functional import tanh as tanh
-from .functional import tanh_backward as tanh_backward
-from .layers import Activation as Activation
-from .layers import BatchNorm as BatchNorm
-from .layers import Linear as Linear
-from .layers import Sequential as Sequential
-from .layers import Standardize as Standardize
-from .layers import mlp as mlp
-from .optimizers import Optimizer as Optimizer
-from .training import fit as fit
-from .training.evaluation import evaluate as evaluate
-from .training.evaluation import predict as predict
-from .training.fitting import Fitted as Fitted
-from .training.fitting import NonFiniteError as NonFiniteError
-from .training.fitting import train_step as train_step
-from .training.running_statistics import precise_statistics as precise_statistics
-from .training.running_statistics import statistics_gap as statistics_gap
+from . import data, optimizers
+from .backends import Backend, backend
+from .checkpoints import CheckpointError, Loaded, load, save
+from .functional import (
+    Gradients,
+    LinearGradients,
+    Residuals,
+    RunningStats,
+    batch_norm,
+    batch_norm_backward,
+    binary_cross_entropy,
+    identity,
+    identity_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    linear,
+    linear_backward,
+    mean_squared_error,
+    normalize,
+    normalize_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    softmax_cross_entropy,
+    tanh,
+    tanh_backward,
+)
+from .layers import Activation, BatchNorm, Linear, Sequential, Standardize, mlp
+from .optimizers import Optimizer
+from .training import fit
+from .training.evaluation import evaluate, predict
+from .training.fitting import Fitted, NonFiniteError, train_step
+from .training.running_statistics import precise_statistics, statistics_gap
+
+__all__ = [
+    "Activation",
+    "Backend",
+    "BatchNorm",
+    "CheckpointError",
+    "Fitted",
+    "Gradients",
+    "Linear",
+    "LinearGradients",
+    "Loaded",
+    "NonFiniteError",
+    "Optimizer",
+    "Residuals",
+    "RunningStats",
+    "Sequential",
+    "Standardize",
+    "backend",
+    "batch_norm",
+    "batch_norm_backward",
+    "binary_cross_entropy",
+    "data",
+    "evaluate",
+    "fit",
+    "identity",
+    "identity_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
+    "linear",
+    "linear_backward",
+    "load",
+    "mean_squared_error",
+    "mlp",
+    "normalize",
+    "normalize_backward",
+    "optimizers",
+    "precise_statistics",
+    "predict",
+    "relu",
+    "relu_backward",
+    "save",
+    "sigmoid",
+    "sigmoid_backward",
+    "softmax_cross_entropy",
+    "statistics_gap",
+    "tanh",
+    "tanh_backward",
+    "train_step",
+]

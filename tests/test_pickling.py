@@ -74,7 +74,9 @@ def is_same(a, b):
 
 
 def test_there_is_an_example_of_every_public_class():
-    missing = {name for name in dir(bn) if isinstance(getattr(bn, name), type)} - {type(e).__name__ for e in examples()}
+    missing = {name for name in bn.__all__ if isinstance(getattr(bn, name), type)} - {
+        type(e).__name__ for e in examples()
+    }
     assert not missing, f"add an instance of {missing} to examples()"
 
 
