@@ -5,6 +5,7 @@ from importlib.util import find_spec
 NEEDS = {
     "cupy": ["bnengine/bench/gpu/*", "bnengine/kernels/cuda/*", "tests/host_cuda/[blms]*.py"],
     "numba": ["bnengine/kernels/cpu/*"],
-    "torch": ["tests/torch_ranks.py"],
+    "resource": ["tests/programs/*.py", "tests/test_crashes.py", "tests/test_fuzz.py"],  # POSIX
+    "torch": ["tests/support/torch_ranks.py"],
 }
 collect_ignore_glob = [path for module, paths in NEEDS.items() if find_spec(module) is None for path in paths]

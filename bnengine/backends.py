@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +17,8 @@ from .arguments import instance, one_of, shown
 
 NAMES = ("numpy", "cupy", "torch", "jax", "dask", "array-api-strict")
 """Array libraries by the names that the command line takes."""
+
+DTYPES = ("float32", "float64")
 
 _NAMESPACES = {
     "numpy": "array_api_compat.numpy",
@@ -43,6 +45,13 @@ class Backend:
     """The library's own device object; None is its default."""
     dtype: Any
     """The library's own dtype object."""
+    device_name: str | None = field(default=None, repr=False)
+    """The device as `backend` was given it."""
+
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[str, str, str | None]]:
+        """By name: no module can be pickled, nor can every library's device."""
+        dtype = next(name for name in DTYPES if getattr(self.xp, name) == self.dtype)
+        return _named, (self.name, dtype, self.device_name)
 
     def asarray(self, host: Any, /) -> Array:
         """A host array on this backend: floating values in its dtype, integers as they are."""
@@ -98,7 +107,7 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     array([1. , 0.5])
     """
     one_of("backend name", name, ("auto", *NAMES))
-    one_of("dtype", dtype, ("float32", "float64"))
+    one_of("dtype", dtype, DTYPES)
     if device is not None:
         instance("device", device, str, "its name in the library's words")
     if name == "auto":
@@ -111,7 +120,11 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     if dtype not in _dtypes(xp, place):
         hint = "; set JAX_ENABLE_X64=1" if name == "jax" else ""
         raise ValueError(f"dtype: {name} has no {dtype} on device {device or 'default'}{hint}")
-    return Backend(name, xp, place, getattr(xp, dtype))
+    return Backend(name, xp, place, getattr(xp, dtype), device)
+
+
+def _named(name: str, dtype: str, device: str | None) -> Backend:
+    return backend(name, dtype=dtype, device=device)
 
 
 def as_backend(given: Backend | str | None) -> Backend:
@@ -197,7 +210,7 @@ def _device(name: str, device: str | None) -> Any:
             import cupy
 
             found = cupy.cuda.Device(int(device.removeprefix("cuda").removeprefix(":") or 0))
-            found.use  # noqa: B018
+            _ = found.compute_capability  # raises where there is no such device
             return found
         if name == "jax":
             import jax

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device, is_array_api_obj
@@ -10,6 +11,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 from ._typing import AllReduce, Array
 
 
+@dataclass
 class Draws:
     """Random numbers of one training step: a function of seed, step and how many were drawn in the step before.
 
@@ -38,10 +40,11 @@ class Draws:
     np.True_
     """
 
-    def __init__(self, seed: int, step: Any, rows: Array | None = None) -> None:
-        self.seed, self.step, self.rows = seed, step, rows
-        self.drawn = 0
-        """How often `bits` was called."""
+    seed: int
+    step: Any
+    rows: Array | None = None
+    drawn: int = 0
+    """How often `bits` was called."""
 
     def bits(self, x: Array, /) -> Array:
         """24 random bits for each element of x, as int32: other ones at every call, in the order of calls."""

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 from libraries import need
@@ -67,6 +70,29 @@ def test_torch_devices_that_are_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(ValueError, match="device: torch has no 'cuda:1' here"):
             bn.backend("torch", device="cuda:1")
+
+
+def test_cupy_devices_that_are_not_there(monkeypatch):
+    """A stand-in for CuPy's: making a Device looks at nothing, asking it something does."""
+
+    class Device:
+        def __init__(self, number):
+            self.id = number
+
+        @property
+        def compute_capability(self):
+            if self.id:
+                raise RuntimeError("cudaErrorInvalidDevice: invalid device ordinal")
+            return "90"
+
+        def use(self):
+            return self
+
+    cupy = types.SimpleNamespace(cuda=types.SimpleNamespace(Device=Device))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    assert [backends._device("cupy", name).id for name in ("cuda", "cuda:0", "0")] == [0, 0, 0]
+    with pytest.raises(ValueError, match="device: cupy has no 'cuda:9' here: cudaErrorInvalidDevice"):
+        backends._device("cupy", "cuda:9")
 
 
 def test_the_list_says_why_not():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
@@ -40,22 +39,27 @@ def test_killed_inside_writes_and_between_them(whole, monkeypatch):
 
 def test_signals_leave_a_checkpoint_of_the_step(whole, monkeypatch):
     monkeypatch.chdir(whole)
-    options = [*SHORT[:-4], "--epochs", "40", "--early-stopping", "40"]
+    options = [*SHORT[:-4], "--epochs", "6", "--early-stopping", "6"]
     assert crashes.finished("long", options=options)[0] == 0
-    steps = []
-    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = crashes.start("stopped", options=options)
-        assert any(re.match(r" +\d+  ", line) for line in process.stdout)  # reads up to the first epoch's line
-        process.send_signal(number)
-        errors = process.communicate()[1]
-        assert process.returncode == status
-        words = r"bnengine: interrupted after step (\d+); --resume --out stopped goes on from there\n"
-        steps.append(int(re.fullmatch(words, errors)[1]))
+    signals = ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129))
+    for step, (number, status) in zip((10, 20, 30), signals, strict=True):
+        found = crashes.finished("stopped", "--signal", str(int(number)), "--step", "10", options=options)
+        words = f"bnengine: interrupted after step {step}; --resume --out stopped goes on from there\n"
+        assert found == (status, words)
         loaded = bn.load(Path("stopped", run_directory.LAST))
-        assert loaded.opt_state["step"] == steps[-1] == 7 * loaded.metadata["epoch"] + loaded.metadata["position"]
-    assert 0 < steps[0] < steps[1] < 280
+        assert loaded.opt_state["step"] == step == 7 * loaded.metadata["epoch"] + loaded.metadata["position"]
     assert crashes.finished("stopped", options=options) == (0, "")
     assert crashes.differences("stopped", "long") == []
+
+
+def test_a_hang_up_is_ignored_under_nohup(whole, monkeypatch):
+    monkeypatch.chdir(whole)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does: the child inherits it
+    try:
+        assert crashes.finished("nohup", "--signal", str(int(signal.SIGHUP)), "--step", "10", options=SHORT) == (0, "")
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert crashes.differences("nohup", "whole") == []
 
 
 def test_a_full_disk(whole, monkeypatch):

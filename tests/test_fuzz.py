@@ -42,6 +42,6 @@ for act in (lambda s: open("written", "w"), lambda s: exec("1"), lambda s: pickl
             lambda s: [0 for _ in iter(int, 1)], lambda s: {}["x"], lambda s: int("x"), lambda s: 0):
     print(fuzz.outcome(fuzz.Reader(list, act), "").split(":")[0])
 """
-    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{Path(__file__).parent}"}
+    environment = os.environ | {"PYTHONPATH": f"{Path(__file__).parents[1]}{os.pathsep}{Path(fuzz.__file__).parent}"}
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
     assert result.stdout.split() == ["Forbidden"] * 3 + ["TimeoutError", "KeyError", "refused", "read"]

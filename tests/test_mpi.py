@@ -25,7 +25,7 @@ if find_spec("mpi4py") is None or MPIEXEC is None:
         pytest.fail("mpi4py and mpiexec are needed: pip install --group mpi", pytrace=False)
     pytest.skip("needs mpi4py and mpiexec: pip install --group mpi", allow_module_level=True)
 
-PROGRAM = Path(__file__).with_name("mpi_program.py")
+PROGRAM = Path(__file__).with_name("support") / "mpi_program.py"
 ENVIRONMENT = {
     "PYTHONPATH": str(Path(bn.__file__).parents[1]),
     "OPENBLAS_NUM_THREADS": "1",

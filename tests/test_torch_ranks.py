@@ -15,7 +15,7 @@ import ranks
 
 import bnengine as bn
 
-PROGRAM = Path(__file__).with_name("torch_ranks.py")
+PROGRAM = Path(__file__).with_name("support") / "torch_ranks.py"
 
 
 def ours(x, t, shares):

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: noted while a run trains, so that it can stop between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP: noted while a run trains, so that it can stop between two steps."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+
+ASK_TO_END = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+"""Beside SIGINT; SIGHUP, sent where a terminal closes, does not exist on Windows."""
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -17,6 +20,9 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, message: str = "interrupted") -> None:
         super().__init__(message)
         self.signal = number
+
+    def __reduce__(self) -> tuple[type[Interrupted], tuple[int, str]]:
+        return type(self), (self.signal, str(self))
 
 
 @contextmanager
@@ -32,18 +38,18 @@ def noted() -> Iterator[list[int]]:
             raise Interrupted(number)
         asked.append(number)
 
-    with _handled(note, signal.SIGINT, signal.SIGTERM):
+    with _handled(note, signal.SIGINT, *ASK_TO_END):
         yield asked
 
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """SIGTERM raises Interrupted, as Ctrl-C raises KeyboardInterrupt."""
+    """SIGTERM and SIGHUP raise Interrupted, as Ctrl-C raises KeyboardInterrupt."""
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise Interrupted(number)
 
-    with _handled(end, signal.SIGTERM):
+    with _handled(end, *ASK_TO_END):
         yield
 
 

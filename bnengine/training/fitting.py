@@ -40,6 +40,9 @@ class NonFiniteError(ArithmeticError):
         super().__init__(message)
         self.last_good = last_good
 
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, Fitted]]:
+        return type(self), (str(self), self.last_good)  # an exception is pickled by its `args`: the message alone
+
 
 @dataclass(repr=False)
 class Fitted:

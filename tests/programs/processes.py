@@ -1,6 +1,6 @@
 """Several trainings at once that share one empty cache of compiled kernels end with the bits of a training alone.
 
-python tests/processes.py
+python tests/programs/processes.py
 """
 
 from __future__ import annotations

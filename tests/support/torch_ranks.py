@@ -1,6 +1,6 @@
 """One of two ranks of torch.distributed (gloo) with uneven shares of a batch; rank 0 prints what came out as JSON.
 
-python tests/torch_ranks.py RANK FILE SHARE0 SHARE1
+python tests/support/torch_ranks.py RANK FILE SHARE0 SHARE1
 """
 
 import json

@@ -17,7 +17,7 @@ WORDS = [b"", b"-1", b"1e999", b"nan", b"-inf", b"9" * 400, b"1e308", b"0x10", b
          b"a" * 200_000, "ü".encode()]  # fmt: skip
 
 
-def mutated(raw: bytes, rng: random.Random) -> bytes:
+def damaged(raw: bytes, rng: random.Random) -> bytes:
     """One to four random edits."""
     for _ in range(rng.choice([1, 1, 2, 4])):
         raw = rng.choice(EDITS)(raw, rng)
@@ -80,7 +80,7 @@ def in_zip(raw: bytes, rng: random.Random) -> bytes:
     with zipfile.ZipFile(io.BytesIO(raw)) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     name = rng.choice(sorted(members))
-    members[name] = mutated(members[name], rng)
+    members[name] = damaged(members[name], rng)
     packed = io.BytesIO()
     method = rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA])
     with zipfile.ZipFile(packed, "w", method) as archive:
@@ -90,13 +90,13 @@ def in_zip(raw: bytes, rng: random.Random) -> bytes:
 
 
 def in_gzip(raw: bytes, rng: random.Random) -> bytes:
-    return gzip.compress(mutated(gzip.decompress(raw), rng), 1)
+    return gzip.compress(damaged(gzip.decompress(raw), rng), 1)
 
 
 def in_safetensors(raw: bytes, rng: random.Random) -> bytes:
     """The JSON header damaged, its length right."""
     (size,) = struct.unpack("<Q", raw[:8])
-    header = mutated(raw[8 : 8 + size], rng)
+    header = damaged(raw[8 : 8 + size], rng)
     return struct.pack("<Q", len(header)) + header + raw[8 + size :]
 
 
@@ -105,7 +105,7 @@ def in_metadata(raw: bytes, rng: random.Random) -> bytes:
     (size,) = struct.unpack("<Q", raw[:8])
     header = json.loads(raw[8 : 8 + size])
     name = rng.choice(sorted(header["__metadata__"]))
-    text = mutated(header["__metadata__"][name].encode(), rng)
+    text = damaged(header["__metadata__"][name].encode(), rng)
     header["__metadata__"][name] = text.decode("utf-8", "replace")
     changed = json.dumps(header).encode()
     return struct.pack("<Q", len(changed)) + changed + raw[8 + size :]

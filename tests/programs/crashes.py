@@ -1,7 +1,7 @@
 """`bnengine train --resume`, killed over and over, ends with the bits of a run that was left alone.
 
-    python tests/crashes.py                        # 100 kills, 20 of them inside a write, and a full disk
-    python tests/crashes.py --kills 10 --inside 4
+    python tests/programs/crashes.py                        # 100 kills, 20 of them inside a write, and a full disk
+    python tests/programs/crashes.py --kills 10 --inside 4
 
 Kills come in three kinds: after a random time; at a random call that changes the run directory (an audit hook counts
 them, before they are done); and by the kernel in the middle of writing a file, part of which is then on the disk
@@ -27,6 +27,7 @@ import numpy as np
 
 from bnengine import cli, data
 from bnengine.runs import run_directory
+from bnengine.training import fitting
 
 EPOCHS = 100
 OPTIONS = ["--data", "digits.npz", "--hidden", "32,16", "--epochs", str(EPOCHS), "--early-stopping", str(EPOCHS)]
@@ -88,14 +89,30 @@ def metrics(path: Path, but: tuple[str, ...] = ("seconds",)) -> list[dict[str, f
 
 
 def child(options: argparse.Namespace, arguments: list[str]) -> int:
-    """The command line, until the `--change`-th call that changes the run directory, or beyond files of `--size`."""
+    """The command line, until the `--change`-th call that changes the run directory, or beyond files of `--size`;
+    `--signal` is sent within the `--step`-th step."""
     if options.size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.size, resource.RLIM_INFINITY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN if options.full else signal.SIG_DFL)
+    if options.signal is not None:
+        _signal_at(options.step, options.signal)
     if options.change is not None:
         _kill_at(options.change, str(Path(arguments[arguments.index("--out") + 1]).resolve()))
     return cli.main(arguments)
+
+
+def _signal_at(step: int, number: int) -> None:
+    """From inside, so that no load of the machine can let the run end before it is sent."""
+    train_step, left = fitting.train_step, [step]
+
+    def stepped(*arguments: object, **options: object) -> object:
+        left[0] -= 1
+        if left[0] == 0:
+            os.kill(os.getpid(), number)
+        return train_step(*arguments, **options)
+
+    fitting.train_step = stepped
 
 
 def _kill_at(change: int, directory: str) -> None:
@@ -188,6 +205,8 @@ def main() -> int:
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--change", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--signal", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--full", action="store_true", help=argparse.SUPPRESS)
     own, _, rest = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())

@@ -1,7 +1,7 @@
 """Readers under random damage: each file is read, or refused by a one-line error, and does nothing else.
 
-    python tests/fuzz.py                      # every reader, 10,000 files each
-    python tests/fuzz.py npz --cases 500      # one of them
+    python tests/programs/fuzz.py                      # every reader, 10,000 files each
+    python tests/programs/fuzz.py npz --cases 500      # one of them
 
 Memory is limited (RLIMIT_AS), each file has ten seconds, and an audit hook ends the program where reading a file runs
 code, starts a process, loads a pickle, connects to anything or opens a file to write.
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import mutations
+import damage
 import numpy as np
 
 import bnengine as bn
@@ -44,7 +44,7 @@ class Reader:
     read: Callable[[str], object]
     source: Callable[[str], str] = lambda file: file
     """What is read, by the file that was damaged."""
-    inside: tuple[mutations.Damage, ...] = ()
+    inside: tuple[damage.Damage, ...] = ()
     """Damage to what the file's container holds."""
 
 
@@ -90,11 +90,11 @@ def write_checkpoint() -> list[str]:
 
 
 READERS = {
-    "idx": Reader(write_idx, data.load, source=lambda file: ".", inside=(mutations.in_gzip,)),
+    "idx": Reader(write_idx, data.load, source=lambda file: ".", inside=(damage.in_gzip,)),
     "csv": Reader(write_csv, data.load),
-    "npz": Reader(write_npz, data.load, inside=(mutations.in_zip,)),
+    "npz": Reader(write_npz, data.load, inside=(damage.in_zip,)),
     "toml": Reader(write_toml, lambda file: config.resolve({}, file)),
-    "checkpoint": Reader(write_checkpoint, bn.load, inside=(mutations.in_safetensors, mutations.in_metadata)),
+    "checkpoint": Reader(write_checkpoint, bn.load, inside=(damage.in_safetensors, damage.in_metadata)),
 }
 
 
@@ -150,9 +150,9 @@ def fuzz(name: str, cases: int, seed: int) -> dict[str, Any]:
     for case in range(cases):
         rng = random.Random(f"{name} {seed} {case}")
         file = rng.choice(sorted(files))
-        inside = [damage for damage in reader.inside if damage is not mutations.in_gzip or file.endswith(".gz")]
-        damage = rng.choice([mutations.mutated, *inside])
-        Path(file).write_bytes(damage(files[file], rng))
+        inside = [kind for kind in reader.inside if kind is not damage.in_gzip or file.endswith(".gz")]
+        change = rng.choice([damage.damaged, *inside])
+        Path(file).write_bytes(change(files[file], rng))
         start = time.perf_counter()
         found = outcome(reader, reader.source(file))
         slowest = max(slowest, time.perf_counter() - start)

@@ -1,7 +1,7 @@
 """Faults put into the code one at a time: does the suite see them?
 
-    python tests/mutate.py --list                       # how many faults there are to draw from
-    python tests/mutate.py --faults 240 --seed 1 --out faults.jsonl
+    python tests/programs/mutate.py --list                       # how many faults there are to draw from
+    python tests/programs/mutate.py --faults 240 --seed 1 --out faults.jsonl
 
 A fault is one edit of one expression or statement. It is drawn by seed from what the operators below find in the
 modules of GROUPS, each group giving an equal share, and put into a copy of the repository. Caught is what makes a test
@@ -31,7 +31,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SECONDS = 180
 """Of processor time: how busy the machine is changes no verdict."""
 

@@ -1,7 +1,7 @@
 """Memory and time of a step over a long training: flat, or this says so and ends with status 1.
 
-    python tests/long_run.py                       # 100,000 steps on NumPy, PyTorch and JAX, fewer on the others
-    python tests/long_run.py numpy --steps 20000
+    python tests/programs/long_run.py                       # 100,000 steps on NumPy, PyTorch and JAX, fewer on the others
+    python tests/programs/long_run.py numpy --steps 20000
 
 An epoch is a tenth of the steps. Time is the fastest tenth of an epoch's steps, which other programs disturb least;
 memory what the process holds at its end; objects those that Python's garbage collector knows; graph the tasks behind
