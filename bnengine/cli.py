@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        with interrupts.raised():
+        with interrupts.raise_on_sigterm():
             status: int = options.run(options)
     except KeyboardInterrupt as error:
         return _failed(str(error) or "interrupted", _status(error))
@@ -268,10 +268,10 @@ def _number(value: float | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .runs import train
+    from .runs import predict
 
     given = vars(options)
-    metrics = train.evaluate_run(
+    metrics = predict.evaluate_run(
         options.directory,
         source=given.get("data"),
         label=given.get("label"),
@@ -289,12 +289,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from . import files
-    from .runs import train
+    from .runs import predict
 
     given = vars(options)
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
-    header, rows = train.predict_run(
+    header, rows = predict.predict_run(
         options.directory, options.data, backend=_backend(given), device=given.get("device")
     )
     if "out" not in given:

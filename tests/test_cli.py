@@ -222,7 +222,7 @@ def test_a_best_epoch_that_is_lost(capsys):
 
 
 def test_a_second_process_on_a_run_is_refused(digits_run, capsys):
-    with run_directory.opened(str(digits_run), "digits", overwrite=False, resume=True):
+    with run_directory.open_directory(str(digits_run), "digits", overwrite=False, resume=True):
         for option in ("--resume", "--overwrite"):
             status, _, err = run(capsys, "train", "--out", digits_run, option)
             assert (status, err) == (2, f"bnengine: --out: run is in use by process {os.getpid()}\n")

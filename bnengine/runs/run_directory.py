@@ -21,7 +21,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def opened(
+def open_directory(
     out: str | None, name: str, *, overwrite: bool, resume: bool, known: tuple[str, ...] = FILES
 ) -> Iterator[Path]:
     """The directory of a run, locked: a new one under runs/, or the one asked for.
@@ -34,9 +34,9 @@ def opened(
         Where it exists and neither `resume` nor `overwrite` was asked for, holds what is no run's, or
         another process uses it.
     """
-    path = _numbered(Path("runs"), name) if out is None else Path(out)
+    path = _make_numbered(Path("runs"), name) if out is None else Path(out)
     if out is not None:
-        _refuse(path, known, overwrite=overwrite, resume=resume)
+        _check(path, known, overwrite=overwrite, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
     files.flush_directory(path.parent)
     with files.locked(path / LOCK):
@@ -75,7 +75,7 @@ def last_checkpoint(directory: Path, backend: Backend, check: Callable[[Path, Lo
     raise CheckpointError(f"{'; '.join(refused)}; --overwrite starts anew")
 
 
-def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool) -> None:
+def _check(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"out: {path} is a file, expected a directory")
     if not path.exists():
@@ -91,7 +91,7 @@ def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool
         raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
 
 
-def _numbered(parent: Path, name: str) -> Path:
+def _make_numbered(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "run"
     number = 1

@@ -112,7 +112,7 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
     seeds, steps = options.size()
     planned = runs(options.names(), seeds=seeds, steps=steps, quick=options.quick)
     Problem.of(options.data)  # refused here, before processes and files
-    with run_directory.opened(
+    with run_directory.open_directory(
         options.out, "study", overwrite=options.overwrite, resume=options.resume, known=FILES
     ) as directory:
         tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
