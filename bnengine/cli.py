@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, backends
+from .arguments import ConfigError
 from .parallel import Communicator
 from .runs import interrupts
-from .runs.config import FIELDS, Config, ConfigError, resolve
+from .runs.config import FIELDS, Config, resolve
 from .runs.interrupts import Interrupted
 from .training import running_statistics
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import _drawing, backends, provenance
+from ..arguments import ConfigError
 from ..kernels import workers
-from ..runs.config import ConfigError
 from . import normalization, pictures, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn

@@ -12,10 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import backends, layers, optimizers, parallel
-
-
-class ConfigError(ValueError):
-    """A request that cannot be met; the message names the option."""
+from ..arguments import ConfigError
 
 
 def _option(default: Any, text: str, choices: tuple[str, ...] | None = None, *, kept: bool = True) -> Any:

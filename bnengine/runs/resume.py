@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import checkpoints
+from ..arguments import ConfigError
 from ..checkpoints import CheckpointError, Loaded
 from ..training.fitting import Fitted
 from . import run_directory
-from .config import Config, ConfigError, resolve
+from .config import Config, resolve
 from .problem import Problem
 
 

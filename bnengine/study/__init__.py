@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, provenance
+from ..arguments import ConfigError
 from ..bench import to_json
 from ..bench.timing import cores
 from ..runs import run_directory
-from ..runs.config import ConfigError
 from ..runs.interrupts import Interrupted
 from . import page, plots, points, summary
 from .experiments import EXPERIMENTS, WIDTH, runs

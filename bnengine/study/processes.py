@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..arguments import ConfigError
 from ..provenance import commit
-from ..runs.config import ConfigError
 from .experiments import Run
 from .running import Curve, Problem, Row, train
 
