@@ -11,15 +11,17 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoints
+from ..arguments import ConfigError
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
-from ..data import readers, sets
+from ..data import labels, readers, sets
 from ..data.readers import DataError, HostArray
+from ..data.sources import as_features
 from ..training.evaluation import evaluate, predict
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
-from .config import Config, ConfigError, resolve
+from .config import Config, resolve
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
@@ -145,12 +147,12 @@ def _read_labelled(source: str, label: str | None, loaded: Loaded) -> tuple[Host
         suffix = "_test" if "x_test" in arrays else ""
         if f"x{suffix}" not in arrays or f"y{suffix}" not in arrays:
             raise DataError(f"{path}: expected the arrays x and y, got {', '.join(arrays) or 'none'}")
-        x = sets.numbers(path, f"x{suffix}", arrays[f"x{suffix}"])
-        y = sets.targets(path, f"y{suffix}", arrays[f"y{suffix}"], len(x))
+        x = as_features(path, f"x{suffix}", arrays[f"x{suffix}"])
+        y = labels.targets(path, f"y{suffix}", arrays[f"y{suffix}"], len(x))
     else:
         dataset = sets.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, sets.class_numbers(y, classes, source, lines) if task == "classification" else sets.values(y, source)
+    return x, labels.class_numbers(y, classes, source, lines) if task == "classification" else labels.values(y, source)
 
 
 def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:
@@ -161,7 +163,7 @@ def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:
         arrays = readers.read_npz(path)
         if "x" not in arrays:
             raise DataError(f"{path}: expected an array x, got {', '.join(arrays) or 'none'}")
-        return sets.numbers(path, "x", arrays["x"])
+        return as_features(path, "x", arrays["x"])
     return sets.load(source).x_test
 
 

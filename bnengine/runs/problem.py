@@ -11,9 +11,10 @@ import numpy as np
 from .. import __version__, checkpoints, kernels
 from ..backends import Backend
 from ..backends import backend as make_backend
-from ..data import sets, shards
+from ..data import batches as batches_of
+from ..data import shards
 from ..data.readers import DataError, HostArray
-from ..data.sets import Dataset
+from ..data.sets import Dataset, fingerprint
 from ..layers import Sequential, mlp
 from ..optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
 from ..parallel import Communicator, Shares
@@ -47,7 +48,8 @@ class Problem:
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
-        dataset, validation, target = shards.load(config, ranks)
+        options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
+        dataset, validation, target = shards.load(config.data, ranks, **options)
         counts = ranks.sum(
             np.asarray([len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)])
         )
@@ -116,7 +118,7 @@ def _count_steps(config: Config, shares: Shares) -> tuple[int, int]:
     """(steps of all epochs, batches that are left out)."""
 
     def batches(*seed: int) -> list[HostArray]:
-        return sets.batches(shares.total, config.batch_size, np.random.default_rng(seed))
+        return batches_of(shares.total, config.batch_size, np.random.default_rng(seed))
 
     planned = config.epochs * len(batches(0))
     if shares.group.size == shares.ranks.size:
@@ -177,6 +179,6 @@ def _describe_rows(
         *([validation] if validation else []),
     ]
     shares = [Shares.of(ranks, len(y)) for _, y in parts]
-    own = [sets.fingerprint(x, y, share.first) for (x, y), share in zip(parts, shares, strict=True)]
+    own = [fingerprint(x, y, share.first) for (x, y), share in zip(parts, shares, strict=True)]
     values = [sum(part) % 2**64 for part in zip(*ranks.gather(own), strict=True)]
     return {**names, "rows": [share.total for share in shares], "values": [f"{value:016x}" for value in values]}
