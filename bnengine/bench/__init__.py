@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from ..arguments import ConfigError
 from ..kernels import workers
 from ..options import Options as _Options
 from ..options import at_least, option
+from ..provenance import to_json as to_json
 from . import normalization, pictures, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
@@ -243,17 +243,6 @@ def summary(rows: list[Record]) -> list[Record]:
         means = {"geometric_mean": rounded(geometric_mean(values)), "lowest": min(values), "cases": len(values)}
         found.append({"group": group, "family": family, "over": other, **means})
     return [mean for mean in found if mean["group"] != "scaling"]
-
-
-def to_json(record: Record) -> str:
-    """The record as a JSON file's text, a row to a line."""
-    parts = []
-    for name, value in record.items():
-        text = json.dumps(value, allow_nan=False)
-        if isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        parts.append(f"{json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def wrong(record: Record) -> list[str]:

@@ -16,8 +16,6 @@ from typing import Any
 
 from .. import backends, files, provenance
 from ..arguments import ConfigError
-from ..bench import to_json
-from ..bench.timing import cores
 from ..options import Options as _Options
 from ..options import Range, at_least, option
 from ..runs import run_directory
@@ -127,7 +125,7 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
     ) as directory:
         tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
         file = opened(directory, options)
-        jobs = options.jobs or cores()
+        jobs = options.jobs or provenance.cores()
         try:
             finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
         except KeyboardInterrupt as error:
@@ -187,7 +185,7 @@ def assembled(meta: Record, results: Sequence[Result]) -> Record:
 
 def write(directory: Path, record: Record) -> None:
     """study.json, study.csv, study.html, and a plot for each experiment."""
-    files.write(directory / "study.json", to_json(record))
+    files.write(directory / "study.json", provenance.to_json(record))
     files.write(directory / "study.csv", to_csv(record["rows"]))
     files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):
