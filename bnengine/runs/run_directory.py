@@ -39,7 +39,7 @@ def open_directory(
         _check(path, known, overwrite=overwrite, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
     files.flush_directory(path.parent)
-    with files.locked(path / LOCK):
+    with files.lock(path / LOCK):
         for file in files.leftovers(path, known):
             file.unlink()
         if overwrite:
