@@ -17,6 +17,8 @@ from .problem import Problem
 
 def load_start(directory: Path, problem: Problem) -> tuple[Fitted | None, str]:
     """What the last checkpoint that can be read holds, None where the run had not come so far; and a line to say."""
+    if not (directory / run_directory.CONFIG).exists():
+        return None, f"nothing at {directory} yet: starting a new run\n"
     if not run_directory.has_checkpoint(directory):
         return None, ""
     before = resolve({}, str(directory / run_directory.CONFIG))

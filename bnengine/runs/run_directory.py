@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .. import checkpoints, files
+from ..arguments import ConfigError
 from ..backends import Backend
 from ..checkpoints import CheckpointError, Loaded
 
@@ -30,6 +32,8 @@ def open_directory(
 
     Raises
     ------
+    ConfigError
+        Where `resume` was asked for, nothing is there, and a run beside it has almost the same name.
     FileExistsError
         Where it exists and neither `resume` nor `overwrite` was asked for, holds what is no run's, or
         another process uses it.
@@ -79,6 +83,8 @@ def _check(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool)
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"out: {path} is a file, expected a directory")
     if not path.exists():
+        if resume:
+            _refuse_slip(path, known[0])
         return
     ours = {LOCK, *(file.name for file in files.leftovers(path, known))}  # killed before it had written anything
     found = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
@@ -89,6 +95,17 @@ def _check(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool)
         raise FileExistsError(f"out: {path} holds {found[0]} and no {known[0]}, so it is no run; choose another")
     if found and not overwrite and not resume:
         raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
+
+
+def _refuse_slip(path: Path, known: str) -> None:
+    """Refuse a new name that is almost a run's beside it, but for its digits: those tell runs of a series apart."""
+    digits = re.sub(r"\D", "", path.name)
+    beside = [entry.name for entry in path.parent.glob("*") if (entry / known).is_file()]
+    alike = [name for name in beside if re.sub(r"\D", "", name) == digits]
+    for close in difflib.get_close_matches(path.name, alike, 1, 0.8):
+        raise ConfigError(
+            f"out: nothing at {path}; did you mean {path.parent / close}? Without --resume a new run starts there"
+        )
 
 
 def _make_numbered(parent: Path, name: str) -> Path:
