@@ -22,17 +22,14 @@ METAVARS = {int: "N", float: "X", SIZES: "N,N", str: "TEXT"}
 
 
 class Range(NamedTuple):
-    """Numbers that an option may be."""
+    """Numbers that an option may be, what is expected where a value is none of them, and where it is too large."""
 
     words: str
-    """What is expected where a value is none of them."""
     least: float
     below: float = math.inf
     too_large: str | None = None
-    """What is expected where it is too large, if other words say it better."""
 
     def expected(self, value: float) -> str | None:
-        """What is expected instead of this value; None where it is one of them."""
         if not value >= self.least:
             return self.words
         return None if value < self.below else self.too_large or self.words
@@ -56,22 +53,10 @@ def option(
     metavar: str | None = None,
     kept: bool = True,
 ) -> Any:
-    """A field of `Options`.
+    """A field of `Options`: its default, help, and the words or the numbers that it, or each of its sizes, may be.
 
-    Parameters
-    ----------
-    default : Any
-        None where there is none, or where it follows from other options.
-    text : str
-        The help.
-    choices : iterable of str, optional
-        The words that it may be.
-    within : Range, optional
-        The numbers that it may be, or that each of its sizes may be.
-    metavar : str, optional
-        What the help calls the value.
-    kept : bool
-        False where it says where or how fast something goes, and not what it is: left out of comparisons and files.
+    The default is None where there is none. `metavar` is what the help calls the value. What is not `kept` says where or
+    how fast something goes, not what it is: it is left out of comparisons and files.
     """
     allowed = None if choices is None else tuple(choices)
     about = {"help": text, "choices": allowed, "within": within, "metavar": metavar}
@@ -99,7 +84,9 @@ class Options:
             value = getattr(self, field.name)
             if field.compare and value != field.default:
                 flag = field.name.replace("_", "-")
-                words += [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+                words += (
+                    [f"--{'' if value else 'no-'}{flag}"] if isinstance(value, bool) else [f"--{flag}", _text(value)]
+                )
         return shlex.join(words)
 
 
@@ -116,19 +103,21 @@ def kinds(cls: type[Options]) -> dict[str, Any]:
     return _KINDS[cls]
 
 
-def default_shown(cls: type[Options], name: str) -> str:
+def default_text(cls: type[Options], name: str) -> str:
     """The default as the command line takes it; empty where there is none."""
     default = fields(cls)[name].default
-    if default is None or isinstance(default, bool):
-        return "on" if default else ""
-    return ",".join(map(str, default)) if isinstance(default, tuple) else f"{default}"
+    return ("on" if default else "") if default is None or isinstance(default, bool) else _text(default)
+
+
+def _text(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Options], names: Iterable[str] | None = None) -> None:
     """Options of a command, all of them or these, to a parser."""
     for name in fields(cls) if names is None else names:
         about, kind, flag = fields(cls)[name].metadata, kinds(cls)[name], "--" + name.replace("_", "-")
-        shown = default_shown(cls, name)
+        shown = default_text(cls, name)
         text = about["help"] + (f" (default: {shown})" if shown and "default" not in about["help"] else "")
         more: dict[str, Any] = {"metavar": about["metavar"] or METAVARS.get(kind)}
         if kind is bool:
@@ -148,24 +137,22 @@ def read_toml(path: Path, cls: type[Options]) -> dict[str, Any]:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # ValueError: what is no TOML, no UTF-8, too long a number
         raise ConfigError(f"{path}: cannot be read as TOML: {error}") from error
-    names = fields(cls)
-    for name in values:
-        if name not in names:
-            close = difflib.get_close_matches(name, names, 1)
-            hint = f"; did you mean {close[0]}?" if close else f"; the options are {', '.join(names)}"
-            raise ConfigError(f"{path}: unknown option {name!r}{hint}")
-    try:
-        found = {name: _convert(cls, name, value) for name, value in values.items()}
-        for name, value in found.items():
-            _check(cls, name, value)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return found
+    for name, value in values.items():
+        try:
+            values[name] = _convert(cls, name, value)
+            _check(cls, name, values[name])
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+    return values
 
 
 def _convert(cls: type[Options], name: str, value: Any) -> Any:
     """A value of the option's kind, from text or TOML."""
-    kind = kinds(cls)[name]
+    kind = kinds(cls).get(name)
+    if kind is None:
+        close = difflib.get_close_matches(name, fields(cls), 1)
+        hint = f"did you mean {close[0]}?" if close else f"the options are {', '.join(fields(cls))}"
+        raise ConfigError(f"unknown option {name!r}; {hint}")
     if kind == SIZES:
         return _sizes(name, value)
     if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
@@ -195,8 +182,7 @@ def _check(cls: type[Options], name: str, value: Any) -> None:
         raise ConfigError(f"{name}: expected {', '.join(choices)}, got {value!r}")
     if within is None or value is None:
         return
-    sizes = value if isinstance(value, tuple) else None
-    for number in (value,) if sizes is None else sizes:
+    for number in value if isinstance(value, tuple) else (value,):
         expected = within.expected(number)
         if expected is not None:
-            raise ConfigError(f"{name}: expected {expected}, got {','.join(map(str, sizes)) if sizes else repr(value)}")
+            raise ConfigError(f"{name}: expected {expected}, got {_text(value)}")

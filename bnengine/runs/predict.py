@@ -18,7 +18,9 @@ from ..checkpoints import CheckpointError, Loaded
 from ..data import labels, readers, sets
 from ..data.readers import DataError, HostArray
 from ..data.sources import as_features
+from ..layers import Sequential
 from ..training.evaluation import evaluate, predict
+from ..training.fitting import Fitted
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
 from .config import Config, resolve
@@ -45,7 +47,7 @@ def evaluate_run(
     if label is not None and source is None:
         raise ConfigError("label: says which column of --data holds the labels, but data is not given")
     config, loaded, place = _load_run(run, backend, device)
-    task, mean, std = loaded.metadata["task"], loaded.metadata["target_mean"], loaded.metadata["target_std"]
+    task, target = loaded.metadata["task"], (loaded.metadata["target_mean"], loaded.metadata["target_std"])
     if source is None:
         dataset = sets.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
         for names in ("classes", "columns"):
@@ -56,12 +58,24 @@ def evaluate_run(
         x, y = _read_labelled(source, label, loaded)
         name = source
     _check_features(x, loaded, source or config.data)
-    loss = "cross_entropy" if task == "classification" else "mse"
-    targets = y if task == "classification" else (y - mean) / std
-    metrics = evaluate(loaded.net, loaded.params, loaded.state, (x, targets), loss=loss, backend=place)
-    if task == "regression":
-        metrics["rmse"] = rmse(metrics, std)
+    metrics = measure(loaded.net, loaded, (x, y), task, target, backend=place)
     return {"data": name, "rows": len(x), **metrics, "running_statistics": _gap_from(config, loaded, x, place)}
+
+
+def measure(
+    net: Sequential,
+    found: Fitted | Loaded,
+    rows: tuple[HostArray, HostArray],
+    task: str,
+    target: tuple[float, float],
+    **where: Any,
+) -> dict[str, Any]:
+    """Metrics on these rows; of a regression also the root of the mean squared error in the units of the targets."""
+    (x, y), (mean, std) = rows, target
+    if task == "classification":
+        return evaluate(net, found.params, found.state, (x, y), loss="cross_entropy", **where)
+    metrics = evaluate(net, found.params, found.state, (x, (y - mean) / std), loss="mse", **where)
+    return {**metrics, "rmse": math.sqrt(metrics["loss"] or 0.0) * std}
 
 
 def predict_run(
@@ -128,11 +142,6 @@ def _gap_from(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> d
         return {}
     options: dict[str, Any] = {"batch_size": config.batch_size, "backend": place}
     return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
-
-
-def rmse(metrics: dict[str, float | None], std: float) -> float:
-    """Root of the mean squared error in the units of the targets, which training saw divided by std."""
-    return math.sqrt(metrics["loss"] or 0.0) * std
 
 
 def _read_labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray, HostArray]:

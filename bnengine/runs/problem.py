@@ -30,7 +30,6 @@ class Problem:
 
     config: Config
     dataset: Dataset
-    train: tuple[HostArray, HostArray]
     validation: tuple[HostArray, HostArray] | None
     counts: list[int]
     """Rows for training, validation and testing, of all ranks."""
@@ -50,23 +49,22 @@ class Problem:
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
         options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
         dataset, validation, target = shards.load(config.data, ranks, **options)
-        counts = ranks.sum(
-            np.asarray([len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)])
-        )
+        lengths = len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)
+        counts = ranks.sum(np.asarray(lengths)).tolist()
         if config.dtype == "float32":
             _refuse_what_float32_loses(dataset, ranks)
         steps, left_out = _count_steps(config, Shares.of(ranks, len(dataset.y_train), config.sync_ranks))
-        net, optimizer, train = (
-            _build_network(config, dataset),
-            _build_optimizer(config, steps),
-            (dataset.x_train, dataset.y_train),
-        )
+        net, optimizer = _build_network(config, dataset), _build_optimizer(config, steps)
         made = net, optimizer, backend, target, ranks, _describe_rows(dataset, validation, ranks), left_out
-        return cls(config, dataset, train, validation, counts.tolist(), *made)
+        return cls(config, dataset, validation, counts, *made)
 
     @property
     def loss(self) -> str:
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
+
+    @property
+    def train(self) -> tuple[HostArray, HostArray]:
+        return self.dataset.x_train, self.dataset.y_train
 
     def to_bytes(self, fitted: Fitted, *, resumable: bool = False) -> bytes:
         """A file that `predict` can work from alone, or one that training can go on from too.

@@ -15,14 +15,13 @@ import numpy as np
 
 from .. import __version__, files
 from ..parallel import Alone, Communicator, Shares
-from ..training.evaluation import evaluate
 from ..training.fitting import Fitted, NonFiniteError, fit
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import interrupts, run_directory
 from .config import Config, to_toml
 from .curves import curves
 from .interrupts import Interrupted
-from .predict import rmse
+from .predict import measure
 from .problem import Problem, kernels_in_use
 from .resume import load_start
 
@@ -82,11 +81,7 @@ def _open(problem: Problem, held: ExitStack) -> tuple[Path, Fitted | None, str]:
 
 
 def _fit(
-    problem: Problem,
-    directory: Path,
-    start: Fitted | None,
-    on_epoch: EpochCallback | None,
-    progress: Progress | None,
+    problem: Problem, directory: Path, start: Fitted | None, on_epoch: EpochCallback | None, progress: Progress | None
 ) -> Fitted:
     """Train, and keep the last and the best epoch in the directory; or say what ended it, with what was kept."""
     config = problem.config
@@ -137,25 +132,11 @@ def _fit(
 
 
 def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
-    dataset, config, net, place = problem.dataset, problem.config, problem.net, problem.backend
-    y_test, ranks = dataset.y_test, problem.ranks
-    if dataset.task == "regression":
-        y_test = (y_test - problem.target[0]) / problem.target[1]
-    test = evaluate(
-        net,
-        fitted.params,
-        fitted.state,
-        (dataset.x_test, y_test),
-        loss=problem.loss,
-        backend=place,
-        communicator=ranks,
-    )
-    if dataset.task == "regression":
-        test["rmse"] = rmse(test, problem.target[1])
+    dataset, config, net, ranks = problem.dataset, problem.config, problem.net, problem.ranks
+    where: dict[str, Any] = {"backend": problem.backend, "communicator": ranks}
+    test = measure(net, fitted, (dataset.x_test, dataset.y_test), dataset.task, problem.target, **where)
     some = problem.train[0][: Shares.of(ranks, len(problem.train[0])).head(10_000)]
-    precise = precise_statistics(
-        net, fitted.params, fitted.state, some, batch_size=config.batch_size, backend=place, communicator=ranks
-    )
+    precise = precise_statistics(net, fitted.params, fitted.state, some, batch_size=config.batch_size, **where)
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
@@ -163,10 +144,10 @@ def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "seconds": fitted.history[-1]["seconds"],
         "running_statistics": statistics_gap(fitted.state, precise),
         "data": dataset.name,
-        "backend": place.name,
-        "device": str(place.device or "default"),
+        "backend": problem.backend.name,
+        "device": str(problem.backend.device or "default"),
         "dtype": config.dtype,
-        "kernels": kernels_in_use(place),
+        "kernels": kernels_in_use(problem.backend),
         "parameters": net.parameters,
         "seed": config.seed,
         "ranks": ranks.size,
