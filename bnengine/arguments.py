@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 from typing import Any
+
+import numpy as np
+
+
+class ConfigError(ValueError):
+    """A request that cannot be met; the message names the option."""
 
 
 def shown(value: Any) -> str:
@@ -50,3 +56,16 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], words: str) -
     """Refuse what is of another type."""
     if not isinstance(value, kind):
         raise TypeError(f"{name}: expected {words}, got {shown(value)}")
+
+
+def refuse_nonfinite(
+    name: str,
+    x: np.ndarray[Any, Any],
+    rows: Sequence[int] | np.ndarray[Any, Any] | None = None,
+    kind: type[ValueError] = ValueError,
+) -> None:
+    """Refuse a value that is not finite, with its column and its row, whose number stands in `rows` where given."""
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        number = row if rows is None else rows[row]
+        raise kind(f"{name}: expected finite numbers, got {x[row, column]} in row {number}, column {column}")

@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, backends
+from .arguments import ConfigError
+from .options import Options, add_options
 from .parallel import Communicator
 from .runs import interrupts
-from .runs.config import FIELDS, Config, ConfigError, resolve
+from .runs.config import FIELDS, Config, resolve
 from .runs.interrupts import Interrupted
 from .training import running_statistics
 
@@ -28,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        with interrupts.raised():
+        with interrupts.raise_when_asked_to_end():
             status: int = options.run(options)
     except KeyboardInterrupt as error:
         return _failed(str(error) or "interrupted", _status(error))
@@ -89,13 +91,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parser() -> argparse.ArgumentParser:
+    from . import bench, study
+
     parser = _Parser(prog="bnengine", description="Batch-normalised networks on any array library.")
     parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
     train = _command(commands, "train", _train, "train a network on data and write a run directory")
-    train.add_argument("--config", metavar="FILE", help="TOML file with any of these options, under their names with _")
-    for name in FIELDS:
-        _add_option(train, name)
+    _add_options(train, Config)
     evaluate = _command(commands, "evaluate", _evaluate, "measure a trained run on data")
     evaluate.add_argument("directory", metavar="RUN", help="directory of the run")
     evaluate.add_argument("--data", metavar="DATA", help="default: the test part of the run's own data")
@@ -105,14 +107,22 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--data", metavar="FILE", required=True, help="CSV or npz file of rows, labels not needed")
     predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     for command in (evaluate, predict):
-        for name in ("backend", "device"):
-            _add_option(command, name)
+        add_options(command, Config, ("backend", "device"))
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
-    _add_study(_command(commands, "study", _study, "batch normalisation against none, as experiments"))
-    _add_bench(_command(commands, "bench", _bench, "measure against the memory limit and other libraries"))
+    _add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
+    _add_options(
+        _command(commands, "bench", _bench, "measure against the memory limit and other libraries"), bench.Options
+    )
     warmup = _command(commands, "warmup", _warmup, "compile the kernels ahead of their first use")
     warmup.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
     return parser
+
+
+def _add_options(command: argparse.ArgumentParser, cls: type[Options]) -> None:
+    command.add_argument(
+        "--config", metavar="FILE", help="TOML file with any of these options, under their names with _"
+    )
+    add_options(command, cls)
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -125,64 +135,6 @@ def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int],
     return command
 
 
-def _add_option(parser: argparse.ArgumentParser, name: str) -> None:
-    field = FIELDS[name]
-    kind = str(field.type).removesuffix(" | None")
-    text = field.metadata["help"]
-    if field.default is not None and "default:" not in text:
-        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
-        text += f" (default: {shown})"
-    flag = "--" + name.replace("_", "-")
-    if kind == "bool":
-        parser.add_argument(flag, action=argparse.BooleanOptionalAction, help=text)
-    elif field.metadata["choices"]:
-        parser.add_argument(flag, choices=field.metadata["choices"], help=text)
-    else:
-        parser.add_argument(flag, type={"int": int, "float": float}.get(kind, str), metavar=_metavar(kind), help=text)
-
-
-def _metavar(kind: str) -> str:
-    return {"int": "N", "float": "X", "tuple[int, ...]": "N,N"}.get(kind, "TEXT")
-
-
-def _add_study(study: argparse.ArgumentParser) -> None:
-    study.add_argument(
-        "--experiment", metavar="NAME,...", help="only these, such as learning_rate,depth (default: all)"
-    )
-    study.add_argument("--data", metavar="DATA", help="as for train; labels are classes (default: digits)")
-    study.add_argument("--quick", action="store_true", help="2 seeds, 300 steps and half of the values")
-    study.add_argument("--seeds", type=int, metavar="N", help="runs of each setting (default and least: 3)")
-    study.add_argument("--steps", type=int, metavar="N", help="steps of a run (default and least: 2000)")
-    study.add_argument("--target", type=float, metavar="X", help="test accuracy to count steps to (default: 0.8)")
-    study.add_argument("--jobs", type=int, metavar="N", help="processes (default: one for each processor)")
-    study.add_argument("--out", metavar="DIR", help="directory of the study (default: a new one under runs/)")
-    study.add_argument("--resume", action="store_true", help="go on with the study in --out, or start it there")
-    study.add_argument("--overwrite", action="store_true", help="start anew in an existing --out")
-
-
-def _add_bench(bench: argparse.ArgumentParser) -> None:
-    bench.add_argument("--kernels", action="store_true", help="batch normalisation (default: with steps)")
-    bench.add_argument("--steps", action="store_true", help="whole training steps (default: with kernels)")
-    bench.add_argument("--scaling", action="store_true", help="how cost grows with rows, channels, depth and batch")
-    bench.add_argument("--shapes", metavar="NxC,...", help="shapes such as 4096x512,32x64x56x56 (default: a list)")
-    bench.add_argument("--layout", choices=("rows", "nchw", "nhwc"), help="of --shapes (default: channels in place 1)")
-    bench.add_argument("--draw", type=int, metavar="N", help="draw so many shapes by --seed")
-    bench.add_argument("--seed", type=int, metavar="N", help="of the drawn shapes and of the data (default: 0)")
-    bench.add_argument(
-        "--contenders", metavar="NAME,...", help="bnengine against these, such as pytorch,jax.jit (default: all)"
-    )
-    bench.add_argument("--dtype", help="float32 (default), float64; on cupy float16, bfloat16, float32")
-    bench.add_argument("--backend", choices=backends.NAMES, help="numpy (default) or cupy")
-    bench.add_argument("--repeats", type=int, metavar="N", help="samples of each contender (default: 15; on cupy 50)")
-    bench.add_argument("--minutes", type=float, metavar="M", help="begin no case after so many minutes")
-    bench.add_argument("--out", metavar="FILE.json", help="write the record with all samples")
-    bench.add_argument(
-        "--plot",
-        metavar="FILE.png",
-        help="draw the speeds relative to PyTorch, or to another where it is not measured; on a GPU, parts of the copy's",
-    )
-
-
 # ---- commands
 
 
@@ -193,7 +145,7 @@ def _train(options: argparse.Namespace) -> int:
     asked = given.get("distributed", "none")
     communicator = parallel.join(asked, timeout=given.get("timeout", FIELDS["timeout"].default))
     try:  # from here on the ranks that were asked for answer together
-        config = resolve({name: value for name, value in given.items() if name in FIELDS}, _config_file(given))
+        config = resolve(given, _config_file(given))
         if config.distributed != asked:  # only the file says it
             communicator = parallel.join(config.distributed, timeout=config.timeout)
         return _train_on(communicator, config)
@@ -268,10 +220,10 @@ def _number(value: float | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .runs import train
+    from .runs import predict
 
     given = vars(options)
-    metrics = train.evaluate_run(
+    metrics = predict.evaluate_run(
         options.directory,
         source=given.get("data"),
         label=given.get("label"),
@@ -289,12 +241,12 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _predict(options: argparse.Namespace) -> int:
     from . import files
-    from .runs import train
+    from .runs import predict
 
     given = vars(options)
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
-    header, rows = train.predict_run(
+    header, rows = predict.predict_run(
         options.directory, options.data, backend=_backend(given), device=given.get("device")
     )
     if "out" not in given:
@@ -326,7 +278,7 @@ def _study(options: argparse.Namespace) -> int:
     from . import study
 
     given = vars(options)
-    wanted = study.Options(**{name: value for name, value in given.items() if name in study.FIELDS})
+    wanted = study.Options.resolve(given, given.get("config"))
     directory, record = study.run(wanted, progress=_run_bar, tell=lambda text: print(text, flush=True))
     for line in study.lines(record):
         print(line)
@@ -348,19 +300,19 @@ def _bench(options: argparse.Namespace) -> int:
     from .bench import pictures
 
     given = vars(options)
-    wanted = bench.Options(**{name: value for name, value in given.items() if name in bench.FIELDS})
-    wanted_files = {name: _writable(name, given[name]) for name in ("out", "plot") if name in given}
-    if "plot" in wanted_files:
-        bench.check_plot(wanted, wanted_files["plot"], wanted_files.get("out"))
+    wanted = bench.Options.resolve(given, given.get("config"))
+    out, plot = _writable("out", wanted.out), _writable("plot", wanted.plot)
+    if plot is not None:
+        bench.check_plot(wanted, plot, out)
     busy = provenance.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
     record = bench.run(wanted, lambda line: print(line, flush=True))
-    if "out" in wanted_files:
-        files.write(wanted_files["out"], bench.to_json(record))
-    if "plot" in wanted_files:
+    if out is not None:
+        files.write(out, bench.to_json(record))
+    if plot is not None:
         draw = pictures.fractions if wanted.backend == "cupy" else pictures.speeds
-        files.write(wanted_files["plot"], draw(record))
+        files.write(plot, draw(record))
     wrong = bench.wrong(record)
     return _failed(f"not timed: {'; '.join(wrong)}", 1) if wrong else 0
 
@@ -382,8 +334,10 @@ def _spare(out: Path, source: str, directory: str) -> None:
         raise ConfigError(f"out: {out} is a file of the run; choose another")
 
 
-def _writable(name: str, file: str) -> Path:
+def _writable(name: str, file: str | None) -> Path | None:
     """Where a result will go, refused before the work and not after it."""
+    if file is None:
+        return None
     path = Path(file)
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(
@@ -396,4 +350,4 @@ def _writable(name: str, file: str) -> Path:
 
 def _backend(given: dict[str, Any]) -> str:
     """The backend asked for: option, environment, auto."""
-    return resolve({name: value for name, value in given.items() if name == "backend"}).backend
+    return resolve({"backend": given["backend"]} if "backend" in given else {}).backend

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
 
 def write(path: str | os.PathLike[str], content: bytes | str, *, keep: Path | None = None) -> None:
@@ -41,7 +40,7 @@ def flush_directory(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
+def lock(path: Path) -> Iterator[None]:
     """Hold the lock that a file stands for.
 
     The system gives it back when the process ends, however it ends, so no lock is ever stale. The file stays:
@@ -52,30 +51,29 @@ def locked(path: Path) -> Iterator[None]:
     FileExistsError
         Where another process holds it; the message names that process.
     """
-    with path.open("a+", encoding="utf-8") as file:
-        if not _locked(file):
-            file.seek(0)
-            raise FileExistsError(f"out: {path.parent} is in use by {file.read(100).strip() or 'another process'}")
-        file.truncate(0)
-        file.write(f"process {os.getpid()}\n")
-        file.flush()
-        yield
-
-
-def _locked(file: IO[str]) -> bool:
     try:
-        if os.name == "nt":
-            import msvcrt
+        from filelock import FileLock, Timeout
+    except ImportError as error:
+        raise ImportError("out: the lock on a directory needs filelock; install the extra train") from error
+    held = FileLock(path, blocking=False, preserve_lock_file=True)
+    try:
+        held.acquire()
+    except Timeout:
+        raise FileExistsError(f"out: {path.parent} is in use by {_holder(path)}") from None
+    try:
+        with suppress(PermissionError):  # of Windows, which lets nobody write to what is locked
+            path.write_text(f"process {os.getpid()}\n", encoding="utf-8")
+        yield
+    finally:
+        held.release()
 
-            os.lseek(file.fileno(), 1 << 30, os.SEEK_SET)  # a byte past the content, which stays readable
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
-        else:
-            import fcntl
 
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+def _holder(path: Path) -> str:
+    """The process that holds a lock, as it has written itself."""
+    try:
+        return path.read_text(encoding="utf-8")[:100].strip() or "another process"
+    except (OSError, UnicodeDecodeError):
+        return "another process"
 
 
 def _replace(path: Path, content: bytes, keep: Path | None) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import bnengine
+from docutils import nodes
 
 sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
 
@@ -57,5 +58,14 @@ def tidied(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"(?<!`)`(\.\w+)`(?!`)", r"``\1``", line) for line in lines]
 
 
+def drop_magic(app, doctree):
+    """Show what a cell gives to the shell, without the line that tells IPython to do so."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.astext().startswith("%%sh\n"):
+            block.children[:] = [nodes.Text(block.astext().removeprefix("%%sh\n"))]
+            block["language"] = "sh"
+
+
 def setup(app):
     app.connect("autodoc-process-docstring", tidied)
+    app.connect("doctree-read", drop_magic)

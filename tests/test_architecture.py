@@ -24,6 +24,7 @@ OPTIONAL = [
     "safetensors",
     "tqdm",
     "tomli_w",
+    "filelock",
     "array_api_strict",
 ]
 

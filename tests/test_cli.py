@@ -158,6 +158,18 @@ def test_resume_needs_no_options_again(capsys):
     assert Path("run/metrics.jsonl").read_text() == before
 
 
+def test_resume_where_nothing_was_says_so_and_asks_after_a_slip(capsys):
+    resume = ["train", *QUICK, "--epochs", "1", "--resume", "--out"]
+    status, out, _ = run(capsys, *resume, "r/first-1")
+    assert (status, out.splitlines()[0]) == (0, "nothing at r/first-1 yet: starting a new run")
+    assert "nothing at" not in run(capsys, *resume, "r/first-1")[1]
+    asked = "nothing at r/frist-1; did you mean r/first-1? Without --resume a new run starts there"
+    assert run(capsys, *resume, "r/frist-1") == (2, "", f"bnengine: --out: {asked}\n")
+    assert os.listdir("r") == ["first-1"]
+    for another in ("r/first-2", "r/second-1", "frist-1"):  # the next of a series, another name, another place
+        assert run(capsys, *resume, another)[0] == 0
+
+
 def test_a_run_with_a_constant_schedule_can_be_lengthened(capsys):
     options = [*QUICK, "--schedule", "constant", "--warm-up", "1"]
     assert run(capsys, "train", "--out", "whole", *options, "--epochs", "4")[0] == 0
@@ -222,7 +234,7 @@ def test_a_best_epoch_that_is_lost(capsys):
 
 
 def test_a_second_process_on_a_run_is_refused(digits_run, capsys):
-    with run_directory.opened(str(digits_run), "digits", overwrite=False, resume=True):
+    with run_directory.open_directory(str(digits_run), "digits", overwrite=False, resume=True):
         for option in ("--resume", "--overwrite"):
             status, _, err = run(capsys, "train", "--out", digits_run, option)
             assert (status, err) == (2, f"bnengine: --out: run is in use by process {os.getpid()}\n")

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-import dataclasses
+import re
 from pathlib import Path
 
 import pytest
 
-from bnengine.runs.config import FIELDS, Config, ConfigError, read_toml, resolve, to_toml
+from bnengine import bench, study
+from bnengine.arguments import ConfigError
+from bnengine.options import fields
+from bnengine.runs.config import FIELDS, Config, resolve, to_toml
 
 
 def toml(text):
@@ -75,9 +78,42 @@ def test_bad_files_are_refused_by_option(text, message):
 
 def test_a_missing_file_is_refused():
     with pytest.raises(ConfigError, match=r"config: no such file: nowhere\.toml"):
-        read_toml(Path("nowhere.toml"))
+        resolve({}, "nowhere.toml")
 
 
-def test_every_option_has_a_text():
-    for field in dataclasses.fields(Config):
+WRONG_ALONE = [
+    ("epochs = 2.5", {"epochs": 3}, "run.toml: epochs: expected int, got 2.5"),
+    ("batch_size = 1", {"batch_size": 8}, "run.toml: batch_size: expected at least 2, got 1"),
+    ("hidden = [4, -1]", {"hidden": "4"}, "run.toml: hidden: expected positive sizes, got 4,-1"),
+    ("norm = 'layer'", {"norm": "batch"}, "run.toml: norm: expected batch, none, got 'layer'"),
+]
+
+
+@pytest.mark.parametrize(("text", "given", "message"), WRONG_ALONE, ids=range(len(WRONG_ALONE)))
+def test_a_wrong_value_in_a_file_names_the_file_though_the_command_line_overrules_it(text, given, message):
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}$"):
+        resolve(given, toml(text))
+
+
+def test_the_study_and_the_bench_read_files_too():
+    file = toml('experiment = "depth"\nquick = true\nbackend = "torch"\n')
+    wanted = study.Options.resolve({"seeds": 1, "jobs": 2}, file)
+    assert wanted.command("study") == "bnengine study --experiment depth --quick --seeds 1 --backend torch"
+    assert {run.backend for run in wanted.runs()} == {"torch"}
+    wanted = bench.Options.resolve({"quick": True, "out": "x.json"}, toml("kernels = true\ndraw = 3\nminutes = 2\n"))
+    assert wanted.command("bench") == "bnengine bench --kernels --draw 3 --minutes 2.0"
+    for kind, text in ((study.Options, "epochs = 3"), (bench.Options, "jobs = 3")):
+        with pytest.raises(ConfigError, match=r"^run.toml: unknown option '(epochs|jobs)'"):
+            kind.resolve({}, toml(text))
+
+
+def test_the_command_line_repeats_options_that_are_switched_off():
+    assert resolve({"standardize": False, "batch_size": 9}).command("train") == (
+        "bnengine train --no-standardize --batch-size 9"
+    )
+
+
+@pytest.mark.parametrize("kind", [Config, study.Options, bench.Options])
+def test_every_option_has_a_text(kind):
+    for field in fields(kind).values():
         assert field.metadata["help"], field.name

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from bnengine import data
-from bnengine.data import readers, sets
-from bnengine.data.sets import DataError
+from bnengine.data import DataError, labels, readers, sets, sources
 
 
 def write_idx(path, array):
@@ -62,7 +61,7 @@ def test_fashion_mnist_is_checked_by_its_contents(idx_directory, monkeypatch):
         data.load("fashion-mnist")
 
 
-@pytest.mark.skipif(not Path(sets.FASHION_MNIST_DIRECTORY).is_dir(), reason="needs Debian's dataset-fashion-mnist")
+@pytest.mark.skipif(not Path(sources.FASHION_MNIST_DIRECTORY).is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist():
     dataset = data.load("fashion-mnist")
     assert dataset.x_train.shape == (60000, 784)
@@ -230,12 +229,17 @@ def test_npz_with_and_without_a_test_part(rng):
 
 def test_bad_npz_is_refused(rng):
     x, y = np.ones((6, 2)), np.arange(6) % 2
+    holed = x.copy()
+    holed[4, 1] = np.inf
     cases = [
         ({"x": x}, "expected the arrays x and y, and optionally x_test and y_test, got x"),
         ({"x": x, "y": y, "x_test": x}, "expected the arrays x and y"),
         ({"x": x[0], "y": y}, r"expected x of shape \(rows, features\), got \(2,\)"),
         ({"x": x.astype(str), "y": y}, "expected numbers in x, got dtype"),
-        ({"x": x * np.nan, "y": y}, "expected finite numbers in x, got nan in row 0, column 0"),
+        (
+            {"x": holed, "y": y},
+            "bad.npz, x: expected finite numbers, got inf in row 4, column 1",
+        ),
         ({"x": x, "y": y[:3]}, r"expected y of shape \(6,\), got \(3,\)"),
         ({"x": x, "y": (y + 1) * np.inf}, "expected finite numbers or text in y"),
         ({"x": x, "y": y, "x_test": x[:, :1], "y_test": y}, "x has 2 features but x_test has 1"),
@@ -315,11 +319,11 @@ def test_a_missing_column_is_named():
 
 
 def test_labels_as_numbers_of_known_classes():
-    numbers = sets.class_numbers(np.asarray(["b", "a"]), ("a", "b"), "here")
+    numbers = labels.class_numbers(np.asarray(["b", "a"]), ("a", "b"), "here")
     np.testing.assert_array_equal(numbers, [1, 0])
-    np.testing.assert_array_equal(sets.class_numbers(np.asarray(["1.0", "2"]), ("1", "2"), "here"), [0, 1])
+    np.testing.assert_array_equal(labels.class_numbers(np.asarray(["1.0", "2"]), ("1", "2"), "here"), [0, 1])
     with pytest.raises(DataError, match="here, row 1: label 'c' is none of the classes a, b"):
-        sets.class_numbers(np.asarray(["a", "c"]), ("a", "b"), "here")
+        labels.class_numbers(np.asarray(["a", "c"]), ("a", "b"), "here")
 
 
 def test_a_class_of_one_row_does_not_stop_the_split():

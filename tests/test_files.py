@@ -11,7 +11,7 @@ import pytest
 
 from bnengine import files
 
-HOLD = "import sys, pathlib; from bnengine import files\nwith files.locked(pathlib.Path('d/.lock')): print('held', flush=True); sys.stdin.read()"
+HOLD = "import sys, pathlib; from bnengine import files\nwith files.lock(pathlib.Path('d/.lock')): print('held', flush=True); sys.stdin.read()"
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -80,7 +80,7 @@ def test_a_lock_is_held_by_one_process_and_never_stale():
     assert first.stdout.readline() == "held\n"
     with first:
         with pytest.raises(FileExistsError, match=rf"out: d is in use by process {first.pid}$"):
-            files.locked(Path("d/.lock")).__enter__()
+            files.lock(Path("d/.lock")).__enter__()
         first.kill()
-    with files.locked(Path("d/.lock")):
+    with files.lock(Path("d/.lock")):
         assert Path("d/.lock").read_text() == f"process {os.getpid()}\n"

@@ -14,7 +14,6 @@ import bnengine as bn
 from bnengine import trees
 from bnengine.data import shards
 from bnengine.parallel import Alone, RankError, Shares, join
-from bnengine.runs.config import resolve
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
 
@@ -299,9 +298,9 @@ def test_the_parts_of_all_ranks_are_the_rows_of_one_process(tmp_path, rng, kind,
     if kind in SOURCES:
         source = str(tmp_path / kind)
         SOURCES[kind](tmp_path / kind, rng)
-    config = resolve({"data": source, "validation": validation})
-    whole = shards.load(config, Alone())
-    read = ranks.together(3, lambda communicator: shards.load(config, communicator))
+    load = functools.partial(shards.load, source, label=None, task="auto", test=0.2, validation=validation, seed=0)
+    whole = load(Alone())
+    read = ranks.together(3, load)
     for name in ("x_train", "y_train", "x_test", "y_test"):
         expected = getattr(whole.dataset, name)
         found = [getattr(part.dataset, name) for part in read]
@@ -322,8 +321,8 @@ def test_a_bad_value_is_named_on_every_rank(tmp_path, rng):
     np.save(tmp_path / "bad" / "x.npy", x)
 
     def run(communicator):
-        with pytest.raises(bn.data.DataError, match=r"x.npy: expected finite numbers, got nan in row 40"):
-            shards.load(resolve({"data": str(tmp_path / "bad")}), communicator)
+        with pytest.raises(bn.data.DataError, match=r"bad, x: expected finite numbers, got nan in row 40, column"):
+            shards.load(str(tmp_path / "bad"), communicator, label=None, task="auto", test=0.2, validation=0.1, seed=0)
 
     ranks.together(2, run)
 

@@ -10,7 +10,7 @@ from bnengine.runs import run_directory
 
 def opened(out, name, *, overwrite=False, resume=False):
     """Its name, after it was closed."""
-    with run_directory.opened(out, name, overwrite=overwrite, resume=resume) as path:
+    with run_directory.open_directory(out, name, overwrite=overwrite, resume=resume) as path:
         return str(path)
 
 
@@ -58,7 +58,7 @@ def test_what_a_killed_run_left_before_its_first_file_is_no_obstacle(flags):
 
 def test_a_directory_in_use_is_refused():
     with (
-        run_directory.opened("run", "x", overwrite=False, resume=True),
+        run_directory.open_directory("run", "x", overwrite=False, resume=True),
         pytest.raises(FileExistsError, match=rf"out: run is in use by process {os.getpid()}$"),
     ):
         opened("run", "x", resume=True)

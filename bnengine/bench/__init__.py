@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
-import json
 import math
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import _drawing, backends, provenance
+from ..arguments import ConfigError
 from ..kernels import workers
-from ..runs.config import ConfigError
+from ..options import Options as _Options
+from ..options import at_least, option
+from ..provenance import to_json as to_json
 from . import normalization, pictures, scaling, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
@@ -36,31 +36,38 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_Options):
     """What to measure. Field names are the options of `bnengine bench` with underscores."""
 
-    kernels: bool = False
-    steps: bool = False
-    scaling: bool = False
-    shapes: str | None = None
-    layout: str | None = None
-    draw: int | None = None
-    seed: int = 0
-    contenders: str | None = None
-    dtype: str = "float32"
-    backend: str = "numpy"
-    repeats: int | None = None
-    minutes: float | None = None
+    kernels: bool = option(False, "batch normalisation (default: with steps)")
+    steps: bool = option(False, "whole training steps (default: with kernels)")
+    scaling: bool = option(False, "how cost grows with rows, channels, depth and batch")
+    shapes: str | None = option(
+        None, "shapes such as 4096x512,32x64x56x56; a list of its own where not given", metavar="NxC,..."
+    )
+    layout: str | None = option(None, "of --shapes; channels in place 1 where not given", LAYOUTS)
+    draw: int | None = option(None, "draw so many shapes by --seed", within=at_least(1))
+    seed: int = option(0, "of the drawn shapes and of the data", within=at_least(0))
+    contenders: str | None = option(
+        None, "bnengine against these, such as pytorch,jax.jit; all where not given", metavar="NAME,..."
+    )
+    dtype: str = option("float32", "float32 (default), float64; on cupy float16, bfloat16, float32")
+    backend: str = option("numpy", "numpy (default) or cupy", backends.NAMES)
+    repeats: int | None = option(None, "samples of each contender; 15, on cupy 50, where not given", within=at_least(2))
+    minutes: float | None = option(None, "begin no case after so many minutes", within=at_least(0))
+    out: str | None = option(None, "write the record with all samples", metavar="FILE.json", kept=False)
+    plot: str | None = option(
+        None,
+        "draw the speeds relative to PyTorch, or to another where it is not measured; on a GPU, parts of the copy's",
+        metavar="FILE.png",
+        kept=False,
+    )
 
     def __post_init__(self) -> None:
-        _usable(self.backend)
-        for name, least in (("draw", 1), ("seed", 0), ("repeats", 2), ("minutes", 0)):
-            value = getattr(self, name)
-            if value is not None and not value >= least:
-                raise ConfigError(f"{name}: expected at least {least}, got {value}")
-        for name, choices in (("dtype", DTYPES[self.backend]), ("layout", (None, *LAYOUTS))):
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}: expected {' or '.join(map(str, choices))}, got {getattr(self, name)!r}")
+        super().__post_init__()
+        _refuse_backend(self.backend)
+        if self.dtype not in DTYPES[self.backend]:
+            raise ConfigError(f"dtype: expected {' or '.join(DTYPES[self.backend])}, got {self.dtype!r}")
         if self.scaling and self.backend != "numpy":
             raise ConfigError(f"scaling: is measured on numpy only; leave it out for {self.backend}")
         if self.layout is not None and self.shapes is None:
@@ -120,18 +127,6 @@ class Options:
             return True
         return family.lower() in _names(self.contenders)
 
-    def command(self) -> str:
-        """The command line that repeats this."""
-        words = ["bnengine", "bench"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default:
-                words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
-        return shlex.join(words)
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Options))
-
 
 def run(options: Options, tell: Callable[[str], None]) -> Record:
     """Measure, telling lines of the table as they come; return the record.
@@ -147,7 +142,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     began = time.perf_counter()
     record: Record = {
         "format": FORMAT,
-        "command": options.command(),
+        "command": options.command("bench"),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **provenance.described(),
         "threads": workers.threads(),
@@ -250,17 +245,6 @@ def summary(rows: list[Record]) -> list[Record]:
     return [mean for mean in found if mean["group"] != "scaling"]
 
 
-def to_json(record: Record) -> str:
-    """The record as a JSON file's text, a row to a line."""
-    parts = []
-    for name, value in record.items():
-        text = json.dumps(value, allow_nan=False)
-        if isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        parts.append(f"{json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
-
-
 def wrong(record: Record) -> list[str]:
     """What was refused because its results were wrong or it failed."""
     refused = [left for left in record["left_out"] if left["kind"] in (WRONG, FAILED)]
@@ -300,9 +284,7 @@ def _shape(text: str, layout: str | None) -> Shape:
     return shape
 
 
-def _usable(backend: str) -> None:
-    if backend not in backends.NAMES:
-        raise ConfigError(f"backend: expected {' or '.join(DTYPES)}, got {backend!r}")
+def _refuse_backend(backend: str) -> None:
     reason = backends.unusable(backend)
     if reason is not None:
         raise ConfigError(f"backend: {backend} cannot be used here: {reason}")

@@ -11,8 +11,9 @@ import numpy as np
 from .. import kernels, optimizers
 from .._typing import Array
 from ..backends import backend
+from ..provenance import cores
 from ..training.step import train_step
-from .timing import JAX, PYTORCH, Contender, cores, thread_counts, threads
+from .timing import JAX, PYTORCH, Contender, thread_counts, threads
 
 # ---- PyTorch
 

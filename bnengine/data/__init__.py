@@ -2,6 +2,6 @@
 
 from .readers import DataError as DataError
 from .sets import Dataset as Dataset
-from .sets import batches as batches
-from .sets import hold_out as hold_out
 from .sets import load as load
+from .splits import batches as batches
+from .splits import hold_out as hold_out

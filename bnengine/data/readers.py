@@ -207,43 +207,56 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def read_npy(directory: Path) -> dict[str, HostArray]:
     """The arrays of the .npy files in a directory by their names, left on the disk until they are used."""
-    found = {}
-    for path in sorted(directory.glob("*.npy")):
-        try:
-            found[path.stem] = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read as npy: {error}") from error
-    return found
+    return {path.stem: open_array(path) for path in sorted(directory.glob("*.npy"))}
 
 
-def read_idx(path: Path) -> tuple[HostArray, str]:
-    """(array of unsigned bytes; SHA-256 of the unpacked file) of an IDX file, plain or gzip."""
+def open_array(path: Path) -> HostArray:
+    """The array of an .npy or IDX file; left on the disk where that is not compressed."""
+    if path.suffix != ".npy":
+        return read_idx(path)
+    try:
+        array: HostArray = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as npy: {error}") from error
+    return array
+
+
+def read_idx(path: Path) -> HostArray:
+    """The array of unsigned bytes of an IDX file: unpacked from gzip, or left on the disk until it is used."""
     try:
         with path.open("rb") as file:
-            packed = path.suffix == ".gz"
-            return _idx_content(path, gzip.GzipFile(fileobj=file) if packed else file, packed)
+            if path.suffix == ".gz":
+                return _unpack_idx(path, gzip.GzipFile(fileobj=file))
+            shape = _idx_shape(path, file)
+            start, there = file.tell(), path.stat().st_size
+            if there != start + math.prod(shape):
+                raise DataError(f"{path}: expected {start + math.prod(shape)} bytes for shape {shape}, got {there}")
+        return np.memmap(path, np.uint8, "r", start, shape)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from error
 
 
-def _idx_content(path: Path, file: IO[bytes] | gzip.GzipFile, packed: bool) -> tuple[HostArray, str]:
-    header, shape = _idx_header(path, file)
-    size, there = math.prod(shape), path.stat().st_size
-    if packed:
-        _check_unpacked(path, size)
-    if size > (DEFLATE * there if packed else there):
-        raise DataError(f"{path}: expected {len(header) + size} bytes for shape {shape}, and the file has {there}")
+def idx_digest(array: HostArray) -> str:
+    """SHA-256 of the unpacked IDX file that holds the array."""
+    header = struct.pack(f">2xBB{array.ndim}I", 8, array.ndim, *array.shape)
+    return hashlib.sha256(header + array.tobytes()).hexdigest()
+
+
+def _unpack_idx(path: Path, file: gzip.GzipFile) -> HostArray:
+    shape = _idx_shape(path, file)
+    start, size, there = file.tell(), math.prod(shape), path.stat().st_size
+    _check_unpacked(path, size)
+    if size > DEFLATE * there:
+        raise DataError(f"{path}: expected {start + size} bytes for shape {shape}, and the file has {there}")
     content = file.read(size + 1)
     if len(content) != size:
-        got = len(header) + len(content) if len(content) < size else "more"
-        raise DataError(f"{path}: expected {len(header) + size} bytes for shape {shape}, got {got}")
-    digest = hashlib.sha256(header)
-    digest.update(content)
-    return np.frombuffer(content, np.uint8).reshape(shape), digest.hexdigest()
+        got = start + len(content) if len(content) < size else "more"
+        raise DataError(f"{path}: expected {start + size} bytes for shape {shape}, got {got}")
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _idx_header(path: Path, file: IO[bytes] | gzip.GzipFile) -> tuple[bytes, tuple[int, ...]]:
-    """(the header, the shape that it announces)."""
+def _idx_shape(path: Path, file: IO[bytes] | gzip.GzipFile) -> tuple[int, ...]:
+    """The shape that the header announces."""
     magic = file.read(4)
     if len(magic) < 4 or magic[:3] != b"\x00\x00\x08":
         raise DataError(f"{path}: expected an IDX file of unsigned bytes, which begins 00 00 08, got {magic.hex(' ')}")
@@ -252,4 +265,4 @@ def _idx_header(path: Path, file: IO[bytes] | gzip.GzipFile) -> tuple[bytes, tup
     sizes = file.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise DataError(f"{path}: expected {4 + 4 * magic[3]} bytes of header, got {4 + len(sizes)}")
-    return magic + sizes, struct.unpack(f">{magic[3]}I", sizes)
+    return struct.unpack(f">{magic[3]}I", sizes)

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP: noted while a run trains, so that it can stop between two steps."""
+"""Ctrl-C, SIGTERM and SIGHUP: collected while a run trains, so that it can stop between two steps."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def noted() -> Iterator[list[int]]:
+def collect_signals() -> Iterator[list[int]]:
     """Signals that ask to end go into the list; a second one raises at once.
 
     Only the main thread is sent signals; elsewhere the list stays empty.
     """
     asked: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # as signal.signal has it
+    def collect(number: int, frame: FrameType | None) -> None:  # noqa: ARG001  # as signal.signal has it
         if asked:
             raise Interrupted(number)
         asked.append(number)
 
-    with _handled(note, signal.SIGINT, *ASK_TO_END):
+    with _handle(collect, signal.SIGINT, *ASK_TO_END):
         yield asked
 
 
 @contextmanager
-def raised() -> Iterator[None]:
+def raise_when_asked_to_end() -> Iterator[None]:
     """SIGTERM and SIGHUP raise Interrupted, as Ctrl-C raises KeyboardInterrupt."""
 
     def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
         raise Interrupted(number)
 
-    with _handled(end, *ASK_TO_END):
+    with _handle(end, *ASK_TO_END):
         yield
 
 
 @contextmanager
-def _handled(handler: Handler, *numbers: int) -> Iterator[None]:
+def _handle(handler: Handler, *numbers: int) -> Iterator[None]:
     """Handle these signals, but for those that whoever started the process wants ignored, as nohup does."""
     before = {}
     if threading.current_thread() is threading.main_thread():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .. import checkpoints, files
+from ..arguments import ConfigError
 from ..backends import Backend
 from ..checkpoints import CheckpointError, Loaded
 
@@ -21,7 +23,7 @@ LOCK = ".lock"
 
 
 @contextmanager
-def opened(
+def open_directory(
     out: str | None, name: str, *, overwrite: bool, resume: bool, known: tuple[str, ...] = FILES
 ) -> Iterator[Path]:
     """The directory of a run, locked: a new one under runs/, or the one asked for.
@@ -30,16 +32,18 @@ def opened(
 
     Raises
     ------
+    ConfigError
+        Where `resume` was asked for, nothing is there, and a run beside it has almost the same name.
     FileExistsError
         Where it exists and neither `resume` nor `overwrite` was asked for, holds what is no run's, or
         another process uses it.
     """
-    path = _numbered(Path("runs"), name) if out is None else Path(out)
+    path = _make_numbered(Path("runs"), name) if out is None else Path(out)
     if out is not None:
-        _refuse(path, known, overwrite=overwrite, resume=resume)
+        _check(path, known, overwrite=overwrite, resume=resume)
         path.mkdir(parents=True, exist_ok=True)
     files.flush_directory(path.parent)
-    with files.locked(path / LOCK):
+    with files.lock(path / LOCK):
         for file in files.leftovers(path, known):
             file.unlink()
         if overwrite:
@@ -75,10 +79,12 @@ def last_checkpoint(directory: Path, backend: Backend, check: Callable[[Path, Lo
     raise CheckpointError(f"{'; '.join(refused)}; --overwrite starts anew")
 
 
-def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool) -> None:
+def _check(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool) -> None:
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"out: {path} is a file, expected a directory")
     if not path.exists():
+        if resume:
+            _refuse_slip(path, known[0])
         return
     ours = {LOCK, *(file.name for file in files.leftovers(path, known))}  # killed before it had written anything
     found = sorted(entry.name for entry in path.iterdir() if entry.name not in ours)
@@ -91,7 +97,18 @@ def _refuse(path: Path, known: tuple[str, ...], *, overwrite: bool, resume: bool
         raise FileExistsError(f"out: {path} exists; --resume goes on with it, --overwrite starts anew in it")
 
 
-def _numbered(parent: Path, name: str) -> Path:
+def _refuse_slip(path: Path, known: str) -> None:
+    """Refuse a new name that is almost a run's beside it, but for its digits: those tell runs of a series apart."""
+    digits = re.sub(r"\D", "", path.name)
+    beside = [entry.name for entry in path.parent.glob("*") if (entry / known).is_file()]
+    alike = [name for name in beside if re.sub(r"\D", "", name) == digits]
+    for close in difflib.get_close_matches(path.name, alike, 1, 0.8):
+        raise ConfigError(
+            f"out: nothing at {path}; did you mean {path.parent / close}? Without --resume a new run starts there"
+        )
+
+
+def _make_numbered(parent: Path, name: str) -> Path:
     parent.mkdir(parents=True, exist_ok=True)
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "run"
     number = 1

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import datetime as dt
 import io
-import shlex
+import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .. import files, provenance
-from ..bench import to_json
-from ..bench.timing import cores
+from .. import backends, files, provenance
+from ..arguments import ConfigError
+from ..options import Options as _Options
+from ..options import Range, at_least, option
 from ..runs import run_directory
-from ..runs.config import ConfigError
 from ..runs.interrupts import Interrupted
 from . import page, plots, points, summary
-from .experiments import EXPERIMENTS, WIDTH, runs
+from .experiments import EXPERIMENTS, WIDTH, Run, runs
 from .processes import Progress, Result, RowsFile, finish
 from .running import Problem
 
@@ -41,21 +41,35 @@ FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(_Options):
     """What to study. Field names are the options of `bnengine study` with underscores."""
 
-    experiment: str | None = None
-    data: str = "digits"
-    quick: bool = False
-    seeds: int | None = None
-    steps: int | None = None
-    target: float = 0.8
-    jobs: int | None = None
-    out: str | None = None
-    resume: bool = False
-    overwrite: bool = False
+    experiment: str | None = option(
+        None, "only these, such as learning_rate,depth; all where not given", metavar="NAME,..."
+    )
+    data: str = option("digits", "as for train; labels are classes", metavar="DATA")
+    quick: bool = option(False, "2 seeds, 300 steps and half of the values")
+    seeds: int | None = option(None, "runs of each setting (default and least: 3)")
+    steps: int | None = option(None, "steps of a run (default and least: 2000)")
+    target: float = option(
+        0.8,
+        "test accuracy to count steps to",
+        within=Range("a test accuracy between 0 and 1", math.ulp(0.0), 1),
+    )
+    backend: str = option("numpy", "array library of the networks", backends.NAMES)
+    device: str | None = option(None, "device in the library's words, such as cuda:1; its default where not given")
+    dtype: str | None = option(
+        None, "of every run; float32, and float64 for bias, where not given", ("float32", "float64")
+    )
+    jobs: int | None = option(None, "processes; one for each processor where not given", within=at_least(1), kept=False)
+    out: str | None = option(
+        None, "directory of the study; a new one under runs/ where not given", metavar="DIR", kept=False
+    )
+    resume: bool = option(False, "go on with the study in --out, or start it there", kept=False)
+    overwrite: bool = option(False, "start anew in an existing --out", kept=False)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in self.names() or ("",):
             if name not in EXPERIMENTS:
                 raise ConfigError(f"experiment: expected some of {', '.join(EXPERIMENTS)}, got {name!r}")
@@ -64,10 +78,6 @@ class Options:
             if value is not None and value < (1 if self.quick else least):
                 hint = "" if self.quick else "; --quick takes less"
                 raise ConfigError(f"{name}: expected at least {1 if self.quick else least}, got {value}{hint}")
-        if not 0 < self.target < 1:
-            raise ConfigError(f"target: expected a test accuracy between 0 and 1, got {self.target!r}")
-        if self.jobs is not None and self.jobs < 1:
-            raise ConfigError(f"jobs: expected at least 1, got {self.jobs}")
         if self.resume and self.overwrite:
             raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
@@ -85,17 +95,13 @@ class Options:
         seeds, steps = (QUICK_SEEDS, QUICK_STEPS) if self.quick else (SEEDS, STEPS)
         return self.seeds or seeds, self.steps or steps
 
-    def command(self) -> str:
-        """The command line that repeats this, wherever it is written to."""
-        words = ["bnengine", "study"]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if value != field.default and field.name not in ("jobs", "out", "resume", "overwrite"):
-                words += [f"--{field.name}"] if value is True else [f"--{field.name}", str(value)]
-        return shlex.join(words)
-
-
-FIELDS = tuple(field.name for field in dataclasses.fields(Options))
+    def runs(self) -> list[Run]:
+        """Every run of these experiments."""
+        seeds, steps = self.size()
+        return [
+            dataclasses.replace(run, backend=self.backend, device=self.device, dtype=self.dtype or run.dtype)
+            for run in runs(self.names(), seeds=seeds, steps=steps, quick=self.quick)
+        ]
 
 
 def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) -> tuple[Path, Record]:
@@ -110,21 +116,23 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
         if find_spec(module) is None:
             raise ImportError(f"study: needs {module}; install the extra train")
     seeds, steps = options.size()
-    planned = runs(options.names(), seeds=seeds, steps=steps, quick=options.quick)
-    Problem.of(options.data)  # refused here, before processes and files
-    with run_directory.opened(
+    planned = options.runs()
+    Problem.of(options.data)  # refused here, before processes and files; and so are backends that cannot be used
+    for dtype in dict.fromkeys(run.dtype for run in planned):
+        backends.backend(options.backend, dtype=dtype, device=options.device)
+    with run_directory.open_directory(
         options.out, "study", overwrite=options.overwrite, resume=options.resume, known=FILES
     ) as directory:
         tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
         file = opened(directory, options)
-        jobs = options.jobs or cores()
+        jobs = options.jobs or provenance.cores()
         try:
             finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
         except KeyboardInterrupt as error:
             words = f"interrupted; {len(file.done)} runs are kept, --resume --out {directory} goes on"
             raise Interrupted(getattr(error, "signal", signal.SIGINT), words) from error
         whole = finished(options, file)
-        results = [file.done[run] for run in runs(whole.names(), seeds=seeds, steps=steps, quick=options.quick)]
+        results = [file.done[run] for run in whole.runs()]
         record = assembled(_meta(whole, file, results), results)
         write(directory, record)
     return directory, record
@@ -132,11 +140,10 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
 
 def finished(options: Options, file: RowsFile) -> Options:
     """The options with all experiments of which the file holds every run: those asked for now, and before."""
-    seeds, steps = options.size()
     names = [
         name
         for name in EXPERIMENTS
-        if all(run in file.done for run in runs((name,), seeds=seeds, steps=steps, quick=options.quick))
+        if all(run in file.done for run in dataclasses.replace(options, experiment=name).runs())
     ]
     return dataclasses.replace(options, experiment=None if len(names) == len(EXPERIMENTS) else ",".join(names))
 
@@ -153,7 +160,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
     seeds, steps = options.size()
     return {
         "format": FORMAT,
-        "command": options.command(),
+        "command": options.command("study"),
         **file.made,
         "data": options.data,
         "seeds": list(range(seeds)),
@@ -178,7 +185,7 @@ def assembled(meta: Record, results: Sequence[Result]) -> Record:
 
 def write(directory: Path, record: Record) -> None:
     """study.json, study.csv, study.html, and a plot for each experiment."""
-    files.write(directory / "study.json", to_json(record))
+    files.write(directory / "study.json", provenance.to_json(record))
     files.write(directory / "study.csv", to_csv(record["rows"]))
     files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):

@@ -52,6 +52,8 @@ class Run:
     learning_rate: float = 0.1
     batch_size: int = 60
     dtype: str = "float32"
+    backend: str = "numpy"
+    device: str | None = None
 
     @property
     def network(self) -> str:

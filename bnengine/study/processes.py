@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
+from ..arguments import ConfigError
 from ..provenance import commit
-from ..runs.config import ConfigError
 from .experiments import Run
 from .running import Curve, Problem, Row, train
 
@@ -89,7 +89,7 @@ class RowsFile:
 
 
 def _run_of(row: Row) -> Run:
-    return Run(**{field.name: row[field.name] for field in dataclasses.fields(Run)})
+    return Run(**{field.name: row[field.name] for field in dataclasses.fields(Run) if field.name in row})
 
 
 def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs: int, progress: Progress) -> None:

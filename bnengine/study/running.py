@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from .. import data
-from .._typing import Tree
+from .._typing import Array, Tree
+from ..backends import Backend, as_numpy
 from ..backends import backend as make_backend
 from ..context import Context
 from ..data.readers import DataError, HostArray
@@ -130,35 +131,35 @@ def _with_bias(net: Sequential) -> Sequential:
     return Sequential(tuple(layers))
 
 
-def _draw_biases(params: Tree, seed: int) -> None:
+def _draw_biases(params: Tree, seed: int, backend: Backend) -> None:
     """Biases that would matter if the normalisation did not cancel them; the output's stays as it is."""
     rng = np.random.default_rng([seed, 0])  # epochs, which shuffle by the same seed, count from 1
     *hidden, _ = [layer for layer in params.values() if "bias" in layer]
     for layer in hidden:
-        layer["bias"] = rng.standard_normal(layer["bias"].shape).astype(layer["bias"].dtype)
+        layer["bias"] = backend.asarray(rng.standard_normal(layer["bias"].shape))
 
 
 def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, float, dict[str, Any]]]:
     """(step, loss of its batch, test loss and accuracy at a look) for each step."""
-    backend = make_backend("numpy", dtype=run.dtype)
+    backend = make_backend(run.backend, dtype=run.dtype, device=run.device)
     net = network(run, problem.x.shape[1], problem.classes)
     optimizer = BY_NAME[run.optimizer](run.learning_rate)
     params, state = net.init(run.seed, backend=backend)
     if run.bias == "with":
-        _draw_biases(params, run.seed)
+        _draw_biases(params, run.seed, backend)
     opt_state = optimizer.init(params)
     at = set(looks(run.steps))
     test = problem.x_test.astype(run.dtype, copy=False), problem.y_test
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some runs diverge: that is a result
         for step, rows in enumerate(itertools.islice(_batches(run, len(problem.x)), run.steps), 1):
-            x, labels = problem.x[rows].astype(run.dtype, copy=False), problem.y[rows]
+            x, labels = backend.asarray(problem.x[rows]), backend.asarray(problem.y[rows])
             params, state, opt_state, loss = train_step(net, optimizer, params, state, opt_state, x, labels)
             seen = {}
             if step in at:
                 some = len(test[0]) if step == run.steps else LOOKED
                 seen = evaluate(net, params, state, (test[0][:some], test[1][:some]), backend=backend)
                 if run.experiment == "section_4_1":
-                    _watch(net, params, state, test[0][:LOOKED], curve)
+                    _watch(net, params, state, backend.asarray(test[0][:LOOKED]), curve)
             yield step, float(loss), seen
 
 
@@ -168,13 +169,13 @@ def _batches(run: Run, rows: int) -> Iterator[HostArray]:
         yield from data.batches(rows, run.batch_size, np.random.default_rng([run.seed, epoch]))
 
 
-def _watch(net: Sequential, params: Tree, state: Tree, x: HostArray, curve: Curve) -> None:
+def _watch(net: Sequential, params: Tree, state: Tree, x: Array, curve: Curve) -> None:
     """The input of the last hidden layer's first unit, and what that layer's gamma and beta have become."""
     below = Sequential(net.layers[:-2])  # all but the last activation and the output
-    inputs = below.forward(params, state, x, training=False)[0][:, 0]
+    inputs = as_numpy(below.forward(params, state, x, training=False)[0])[:, 0]
     curve.setdefault("input_percentiles", []).append(np.percentile(inputs, PERCENTILES).tolist())
     if isinstance(below.layers[-1], BatchNorm):
         for name in ("gamma", "beta"):
-            learned = params[str(len(below.layers) - 1)][name]
+            learned = as_numpy(params[str(len(below.layers) - 1)][name])
             curve.setdefault(name, []).append(float(learned[0]))
             curve.setdefault(f"{name}_percentiles", []).append(np.percentile(learned, PERCENTILES).tolist())

@@ -1,0 +1,95 @@
+"""Labels as they are read, and what they are: classes by name, or values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+
+from .readers import DataError, HostArray, Table, is_number
+
+MOST_CLASSES = 50
+"""Different whole numbers that are taken for classes where nobody says what they are."""
+
+
+def targets(path: Path, name: str, y: HostArray, rows: int) -> HostArray:
+    if y.shape not in ((rows,), (rows, 1)):
+        raise DataError(f"{path}: expected {name} of shape ({rows},), got {y.shape}")
+    if y.dtype.kind not in "biufU" or (y.dtype.kind == "f" and not np.isfinite(y).all()):
+        raise DataError(f"{path}: expected finite numbers or text in {name}, got dtype {y.dtype}")
+    return y.reshape(rows)
+
+
+def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
+    """Labels as numbers of these classes; a label that is none of them is refused, with its line where known."""
+    found = _as_numbers(y)
+    names = [str(int(value)) for value in found] if _whole(found) else [str(value) for value in y]
+    numbers = {name: i for i, name in enumerate(classes)}
+    for row, name in enumerate(names):
+        if name not in numbers:
+            place = f"line {lines[row]}" if lines else f"row {row}"
+            raise DataError(f"{where}, {place}: label {name!r} is none of the classes {', '.join(classes)}")
+    return np.asarray([numbers[name] for name in names], np.int64)
+
+
+def values(y: HostArray, where: str) -> HostArray:
+    """Targets of a regression as numbers."""
+    found = _as_numbers(y)
+    if found is None:
+        row = int(np.argmin(np.isfinite([_number(value) for value in y])))
+        raise DataError(f"{where}: regression needs finite numbers as targets, got {str(y[row])!r} in row {row + 1}")
+    return found
+
+
+def refuse_strays(path: Path, table: Table) -> None:
+    """Refuse labels that are numbers but for some, which would make a class of each number."""
+    if _as_numbers(table.y) is not None:
+        return
+    found = np.asarray([_number(value) for value in table.y])
+    numbers = found[np.isfinite(found)]
+    classes = _whole(numbers) and len(np.unique(numbers)) <= MOST_CLASSES
+    for label, line, value in zip(table.y, table.lines, found, strict=True):
+        stray = not math.isfinite(value) and (not classes or is_number(label))
+        if numbers.size and stray:
+            raise DataError(
+                f"{path}, line {line}: label {str(label)!r} is no finite number, others are; "
+                "mend it, or --task classification takes labels as names"
+            )
+
+
+def _number(text: Any) -> float:
+    """The value; NaN where it is none."""
+    return float(text) if is_number(text) else math.nan
+
+
+def find_task(y: HostArray, task: str) -> tuple[str, tuple[str, ...], HostArray]:
+    """(task, names of the classes, y as class numbers or values)."""
+    found = _as_numbers(y)
+    if task == "auto":
+        few = found is None or (_whole(found) and len(np.unique(found)) <= MOST_CLASSES)
+        task = "classification" if few else "regression"
+    if task == "regression":
+        return task, (), values(y, "task")
+    if _whole(found):
+        y = found.astype(np.int64)  # classes in the order of their numbers, not of their text
+    classes, index = np.unique(y, return_inverse=True)
+    if len(classes) < 2:
+        raise DataError(f"data: expected at least 2 classes, got only {str(classes[0])!r}")
+    return task, tuple(map(str, classes)), index
+
+
+def _whole(found: HostArray | None) -> TypeGuard[HostArray]:
+    """Whether these are whole numbers that float64 holds exactly."""
+    return found is not None and bool(np.all(found == np.round(found)) and np.all(np.abs(found) <= 2**53))
+
+
+def _as_numbers(y: HostArray) -> HostArray | None:
+    """y in float64, or None where some of it is text."""
+    try:
+        values = y.astype(np.float64)
+    except ValueError:
+        return None
+    return values if np.isfinite(values).all() else None
