@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import datetime as dt
 import io
+import json
 import shlex
 import signal
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ QUICK_SEEDS, QUICK_STEPS = 2, 300
 ROWS = "rows.jsonl"
 FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name in EXPERIMENTS))
 """What a study's directory holds; the first tells it from others."""
+
+LABELS = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
+"""Of a row, which its curve in the record has too."""
 
 
 @dataclass(frozen=True)
@@ -170,8 +174,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
 def assembled(meta: Record, results: Sequence[Result]) -> Record:
     """The record: how it was made, what it says in words, a row and a curve for each run."""
     rows = [row for row, _ in results]
-    named = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
-    curves = [{name: row[name] for name in named} | curve for row, curve in results]
+    curves = [{name: row[name] for name in LABELS} | curve for row, curve in results]
     said = summary.sentences(rows, curves, meta["target"])
     return {"meta": meta, "summary": [sentence._asdict() for sentence in said], "rows": rows, "curves": curves}
 
@@ -183,6 +186,16 @@ def write(directory: Path, record: Record) -> None:
     files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):
         files.write(directory / f"{name}.png", picture)
+
+
+def rewrite(directory: Path) -> None:
+    """Say, draw and write a study anew from the rows of its study.json, with no run."""
+    record = json.loads((directory / "study.json").read_text(encoding="utf-8"))
+    results = [
+        (row, {name: value for name, value in curve.items() if name not in LABELS})
+        for row, curve in zip(record["rows"], record["curves"], strict=True)
+    ]
+    write(directory, assembled(record["meta"], results))
 
 
 def to_csv(rows: Sequence[Record]) -> str:
