@@ -28,13 +28,14 @@ from .running import Problem
 
 Record = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Of the record; raised when a reader of older ones would misread it."""
 
 SEEDS, STEPS = 3, 2000
 """The least of a study that is not --quick, and its default."""
 
 QUICK_SEEDS, QUICK_STEPS = 2, 300
+"""Of a study that is --quick; one seed would say nothing of how seeds differ."""
 
 ROWS = "rows.jsonl"
 FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name in EXPERIMENTS))
@@ -63,11 +64,11 @@ class Options:
         for name in self.names() or ("",):
             if name not in EXPERIMENTS:
                 raise ConfigError(f"experiment: expected some of {', '.join(EXPERIMENTS)}, got {name!r}")
-        for name, least in (("seeds", SEEDS), ("steps", STEPS)):
+        for name, least, quick in (("seeds", SEEDS, QUICK_SEEDS), ("steps", STEPS, 1)):
             value = getattr(self, name)
-            if value is not None and value < (1 if self.quick else least):
+            if value is not None and value < (quick if self.quick else least):
                 hint = "" if self.quick else "; --quick takes less"
-                raise ConfigError(f"{name}: expected at least {1 if self.quick else least}, got {value}{hint}")
+                raise ConfigError(f"{name}: expected at least {quick if self.quick else least}, got {value}{hint}")
         if not 0 < self.target < 1:
             raise ConfigError(f"target: expected a test accuracy between 0 and 1, got {self.target!r}")
         if self.jobs is not None and self.jobs < 1:
@@ -165,6 +166,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
         "width": WIDTH,
         "target": options.target,
         "usable": points.USABLE,
+        "chosen": points.CHOSEN,
         "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
         "run_seconds": round(sum(row["seconds"] for row, _ in results), 1),
         "sessions": file.sessions,
@@ -215,6 +217,7 @@ def lines(record: Record) -> list[str]:
         f"target test accuracy {meta['target']:g}"
     )
     found.append(f"usable: {meta['usable']}; brackets: lowest and highest seed")
+    found += [points.TEST, meta["chosen"]]
     for name, experiment in EXPERIMENTS.items():
         texts = [sentence["text"] for sentence in record["summary"] if sentence["experiment"] == name]
         found += ["", experiment.title, *(f"  {text}" for text in texts)] if texts else []

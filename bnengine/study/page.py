@@ -11,7 +11,7 @@ from typing import Any
 from .._drawing import svg
 from . import plots
 from .experiments import EXPERIMENTS, Experiment
-from .points import WORDS, Point, panels, points, shown
+from .points import CHOSEN_BY_TEST, TEST, WORDS, Point, panels, points, shown
 from .running import Curve
 
 HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
@@ -52,8 +52,10 @@ def _opening(record: Record) -> Iterator[str]:
     yield _list((s for s in reversed(firsts.values()) if s["experiment"] in HEADLINES), with_title=True)
     compared = [sentence for sentence in said if sentence["wins"] is not None]
     won = sum(sentence["wins"] for sentence in compared)
-    others = ' <a href="#lost">Where it does not win</a> is listed whole.' if won < len(compared) else ""
-    yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons.{others}</p>"
+    same = sum("no difference is shown" in sentence["text"].lower() for sentence in compared)
+    others = f'; in {same} no difference is shown. <a href="#lost">Where it does not win</a> is listed whole.'
+    yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons{others if won < len(compared) else '.'}</p>"
+    yield f'<p class="soft">{escape(TEST)} {escape(meta.get("chosen", CHOSEN_BY_TEST))}</p>'
     yield (
         f'<p class="soft">Usable: {escape(meta["usable"])}. Steps are counted to a test accuracy of '
         f"{meta['target']:g} at the steps looked at, which are a factor of the square root of two apart, within the "

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 from .experiments import EXPERIMENTS
-from .points import MARGIN, WORDS, Point, arm, is_line, panels, points, shown
+from .points import WORDS, Point, arm, is_line, panels, points, shown
 from .running import PERCENTILES, Curve
 
 NAMES = {"batch": "with BN", "none": "without"}
@@ -90,8 +90,6 @@ def _lines(axes: Any, group: Sequence[Point]) -> None:
         some = [point for point in own if not point.usable]
         axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor="white")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="not usable")
-    least = max(point.mean for point in group) - MARGIN
-    axes.axhline(least, color=GREY, linestyle=":", linewidth=1, label="usable from here")
     axes.set(ylim=(0, 1), ylabel="test accuracy", xlabel=WORDS[EXPERIMENTS[group[0].experiment].varies])
     _finish(axes)
     if len(x) <= 6:
