@@ -1,18 +1,19 @@
-"""What a record says of where it was made: processor, caches, versions, threads, load, commit."""
+"""What a record says of where it was made: processor, caches, versions, load, commit; and its text as a file."""
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from . import __version__
-from .bench.timing import cores
 
 LIBRARIES = (
     *("numpy", "numba", "torch", "triton", "jax", "scikit-learn", "array-api-compat", "threadpoolctl"),
@@ -58,6 +59,11 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def caches() -> dict[str, str]:
@@ -156,3 +162,14 @@ def commit() -> str | None:
 def _git(directory: Path, *arguments: str) -> str:
     command = ["git", "-C", str(directory), *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """The record as a JSON file's text, a row to a line."""
+    parts = []
+    for name, value in record.items():
+        text = json.dumps(value, allow_nan=False)
+        if isinstance(value, list) and value:
+            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
+        parts.append(f"{json.dumps(name)}: {text}")
+    return "{\n" + ",\n".join(parts) + "\n}\n"

@@ -138,7 +138,7 @@ def spoiled(name, calls):
 
     def build(case):
         def call():
-            values, z = normalization._as_written(case.x, case.gamma, case.beta, case.dy, case.axis)
+            values, z = normalization.as_written(case.x, case.gamma, case.beta, case.dy, case.axis)
             wide = [1] * case.x.ndim
             wide[case.axis] = -1
             wrong = {

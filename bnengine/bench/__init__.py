@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import json
 import math
 import shlex
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 from .. import _drawing, backends, provenance
 from ..kernels import workers
+from ..provenance import to_json as to_json
 from ..runs.config import ConfigError
 from . import networks, normalization, pictures, scaling, settings, steps, tables
 from .limit import MINIMUM, PASSES
@@ -248,17 +248,6 @@ def summary(rows: list[Record]) -> list[Record]:
         means = {"geometric_mean": rounded(geometric_mean(values)), "lowest": min(values), "cases": len(values)}
         found.append({"group": group, "family": family, "over": other, **means})
     return [mean for mean in found if mean["group"] != "scaling"]
-
-
-def to_json(record: Record) -> str:
-    """The record as a JSON file's text, a row to a line."""
-    parts = []
-    for name, value in record.items():
-        text = json.dumps(value, allow_nan=False)
-        if isinstance(value, list) and value:
-            text = "[\n" + ",\n".join(json.dumps(entry, allow_nan=False) for entry in value) + "\n]"
-        parts.append(f"{json.dumps(name)}: {text}")
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def wrong(record: Record) -> list[str]:

@@ -11,10 +11,11 @@ import numpy as np
 from .. import kernels, optimizers
 from .._typing import Array
 from ..backends import backend
+from ..provenance import cores
 from ..training.fitting import train_step
 from .networks import ADAM, EPS, MOMENTUM, Case, Network, Step
 from .settings import each_blas_count
-from .timing import JAX, PYTORCH, Contender, cores, thread_counts, threads
+from .timing import JAX, PYTORCH, Contender, thread_counts, threads
 
 # ---- PyTorch
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime as dt
 import gc
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..provenance import cores
 
 SAMPLE = 5e-3
 """Seconds that a sample lasts at least: shorter calls are repeated within it, so that a slice of time that the
@@ -250,11 +251,6 @@ def compared(rows: list[Row]) -> list[Row]:
 def geometric_mean(values: Iterable[float]) -> float:
     """The mean of ratios: the one that does not depend on which side is called 1."""
     return float(np.exp(np.mean(np.log(list(values)))))
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def thread_counts() -> tuple[int, ...]:

@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import files, provenance
-from ..bench import to_json
-from ..bench.timing import cores
 from ..runs import run_directory
 from ..runs.config import ConfigError
 from ..runs.interrupts import Interrupted
@@ -122,7 +120,7 @@ def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) ->
     ) as directory:
         tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
         file = opened(directory, options)
-        jobs = options.jobs or cores()
+        jobs = options.jobs or provenance.cores()
         try:
             finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
         except KeyboardInterrupt as error:
@@ -183,7 +181,7 @@ def assembled(meta: Record, results: Sequence[Result]) -> Record:
 
 def write(directory: Path, record: Record) -> None:
     """study.json, study.csv, study.html, and a plot for each experiment."""
-    files.write(directory / "study.json", to_json(record))
+    files.write(directory / "study.json", provenance.to_json(record))
     files.write(directory / "study.csv", to_csv(record["rows"]))
     files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):
