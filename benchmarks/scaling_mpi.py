@@ -265,7 +265,7 @@ def local(rows: list[dict], messages: list[dict], network: Network) -> list[dict
     Compute is a line in the rows of a rank, measured alone, times how much slower two ranks at once are; more
     ranks than cores take turns.
     """
-    cores = len(os.sched_getaffinity(0))
+    cores = provenance.cores()
     alone = [row for row in rows if row["mode"] == "compute" and row["ranks"] == 1]
     constant, slope = fitted([row["batch"] for row in alone], [row["seconds"] for row in alone])
     same = [row for row in rows if row["mode"] == "compute" and row["batch"] == WEAK]

@@ -22,7 +22,7 @@ import numpy as np
 
 from bnengine import backends, data, files, optimizers, provenance
 from bnengine.backends import as_numpy
-from bnengine.bench import peers, steps
+from bnengine.bench import networks, peers
 from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failed, rounded, spread
 from bnengine.training.step import train_step
 
@@ -41,7 +41,7 @@ class Trainer(NamedTuple):
     asarray: Callable[[Any], Any]
 
 
-def ours(case: steps.Case) -> Trainer:
+def ours(case: networks.Case) -> Trainer:
     optimizer = optimizers.adam(case.network.rate)
     params, state = case.net.init(0, backend=case.backend)
     opt_state = optimizer.init(params)
@@ -54,7 +54,7 @@ def ours(case: steps.Case) -> Trainer:
     return Trainer(step, lambda x: case.net.forward(params, state, x, training=False)[0], lambda a: a)
 
 
-def torch_eager(case: steps.Case, *, compiled: bool = False) -> Trainer:
+def torch_eager(case: networks.Case, *, compiled: bool = False) -> Trainer:
     import torch
 
     net = peers.torch_network(case)
@@ -70,14 +70,14 @@ def torch_eager(case: steps.Case, *, compiled: bool = False) -> Trainer:
     return Trainer(step, logits, torch.from_dlpack)
 
 
-def torch_compiled(case: steps.Case) -> Trainer:
+def torch_compiled(case: networks.Case) -> Trainer:
     import torch
 
     torch.compiler.reset()
     return torch_eager(case, compiled=True)
 
 
-def jax_jit(case: steps.Case) -> Trainer:
+def jax_jit(case: networks.Case) -> Trainer:
     import jax
 
     jax.config.update("jax_default_matmul_precision", "highest")
@@ -91,14 +91,14 @@ def jax_jit(case: steps.Case) -> Trainer:
     def logits(x: Any) -> Any:
         layers, running, _ = held
         for p, r in zip(layers[:-1], running, strict=True):
-            scale = p["gamma"] * jax.lax.rsqrt(r["var"] + steps.EPS)
+            scale = p["gamma"] * jax.lax.rsqrt(r["var"] + networks.EPS)
             x = jax.nn.relu((x @ p["weight"] - r["mean"]) * scale + p["beta"])
         return x @ layers[-1]["weight"] + layers[-1]["bias"]
 
     return Trainer(call, logits, jax.dlpack.from_dlpack)
 
 
-FAMILIES: dict[str, Callable[[steps.Case], Trainer]] = {
+FAMILIES: dict[str, Callable[[networks.Case], Trainer]] = {
     OURS: ours,
     PYTORCH: torch_eager,
     COMPILED: torch_compiled,
@@ -106,7 +106,7 @@ FAMILIES: dict[str, Callable[[steps.Case], Trainer]] = {
 }
 
 
-def trained(case: steps.Case, trainer: Trainer, rows: data.Dataset, target: float, seed: int) -> dict[str, Any]:
+def trained(case: networks.Case, trainer: Trainer, rows: data.Dataset, target: float, seed: int) -> dict[str, Any]:
     """A run: seconds and epochs until the target, None where it was not reached, and how the accuracy went."""
     x, y, x_test = map(case.backend.asarray, (rows.x_train, rows.y_train, rows.x_test))
     rng, held, seconds, first, history = np.random.default_rng(seed), trainer.asarray(x_test), 0.0, 0.0, []
@@ -140,14 +140,14 @@ def _seconds(trainer: Trainer, batches: list[Any]) -> float:
 def measured(options: argparse.Namespace, rows: data.Dataset) -> Iterator[dict[str, Any]]:
     """A row for each run that was done; the families take turns, a seed after the other."""
     hidden = map(int, options.hidden.split(","))
-    network = steps.Network((rows.features, *hidden, rows.outputs), BATCH)
+    network = networks.Network((rows.features, *hidden, rows.outputs), BATCH)
     began = time.monotonic()
     for seed, (family, make) in itertools.product(range(options.seeds), FAMILIES.items()):
         if time.monotonic() - began > 60 * options.minutes:
             reason = f"no time was left of --minutes {options.minutes:g}"
             yield {"contender": family, "seed": seed, "reason": reason, "kind": NOT_HERE}
             continue
-        case = steps.Case(network, "float32", seed, options.backend)
+        case = networks.Case(network, "float32", seed, options.backend)
         try:
             run = trained(case, make(case), rows, options.target, seed)
         except ImportError as reason:

@@ -1,4 +1,4 @@
-"""What a record says of where it was made: processor, caches, versions, threads, load, commit."""
+"""What a record says of where it was made: processor, caches, versions, load, commit; and its text as a file."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def cores() -> int:
+    """Processors that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def caches() -> dict[str, str]:
@@ -158,12 +164,7 @@ def _git(directory: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def to_json(record: dict[str, Any]) -> str:
+def to_json(record: Mapping[str, Any]) -> str:
     """The record as a JSON file's text, a row to a line."""
     parts = []
     for name, value in record.items():

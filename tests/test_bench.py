@@ -11,7 +11,7 @@ import pytest
 from libraries import need
 
 from bnengine import bench, kernels, provenance
-from bnengine.bench import normalization, scaling, steps, timing
+from bnengine.bench import networks, normalization, scaling, settings, steps, timing
 from bnengine.bench.normalization import Case, Shape
 from bnengine.bench.timing import Contender
 from bnengine.cli import main
@@ -106,7 +106,7 @@ def test_drawn_shapes_repeat_with_the_seed():
     assert {shape.name.split()[1] for shape in shapes} == {"rows", "nchw", "nhwc"}
     assert max(np.prod(shape.sizes) for shape in shapes) <= normalization.LARGEST_DRAWN
     assert bench.Options(draw=2, seed=7).groups()["drawn"] == normalization.drawn(2, 7)
-    assert "--draw 2 --seed 7" in bench.Options(draw=2, seed=7).command()
+    assert "--draw 2 --seed 7" in bench.Options(draw=2, seed=7).command("bench")
 
 
 # ---- contenders
@@ -138,7 +138,7 @@ def spoiled(name, calls):
 
     def build(case):
         def call():
-            values, z = normalization._as_written(case.x, case.gamma, case.beta, case.dy, case.axis)
+            values, z = normalization.as_written(case.x, case.gamma, case.beta, case.dy, case.axis)
             wide = [1] * case.x.ndim
             wide[case.axis] = -1
             wrong = {
@@ -172,9 +172,9 @@ def test_wrong_results_are_not_timed(monkeypatch, capsys, name):
 @pytest.mark.parametrize(("errors", "left"), [((1.0, 1e-9), []), ((np.nan, 1e-9), []), ((1.0, 1.0), ["wrong"])])
 def test_a_step_is_left_out_if_it_is_wrong_on_other_data_too(errors, left):
     def build(case):
-        yield Contender("spoiled", lambda: None, lambda: errors[case.seed], steps.TOLERANCE)
+        yield Contender("spoiled", lambda: None, lambda: errors[case.seed], networks.TOLERANCE)
 
-    case = steps.Case(steps.Network((3, 4, 2), 8), "float32")
+    case = networks.Case(networks.Network((3, 4, 2), 8), "float32")
     found, left_out = timing.checked(case, {"spoiled": build})
     assert [one["kind"] for one in left_out] == left
     assert list(found.values()) == ([] if left else [1e-9])
@@ -242,9 +242,9 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
 # ---- training steps
 
 SMALL = (
-    steps.Network((12, 9, 8, 5), 16),
-    steps.Network((12, 9, 5), 10, "sigmoid", "sgd"),
-    steps.Network((12, 9, 5), 10, "relu", "adam", norm=False),
+    networks.Network((12, 9, 8, 5), 16),
+    networks.Network((12, 9, 5), 10, "sigmoid", "sgd"),
+    networks.Network((12, 9, 5), 10, "relu", "adam", norm=False),
 )
 QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
 
@@ -254,11 +254,11 @@ QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
     [*((network, "float32") for network in SMALL), (SMALL[0], "float64")],
 )
 def test_every_step_follows_the_float64_network(network, dtype):
-    case = steps.Case(network, dtype)
+    case = networks.Case(network, dtype)
     families = steps.builders(network)
     families.pop("torch.compile", None)  # compiles for a minute
     assert ("scikit-learn" in families) != network.norm
-    with steps.settings_kept():
+    with settings.restored():
         for build in families.values():
             try:
                 contenders = list(build(case))
@@ -271,17 +271,17 @@ def test_every_step_follows_the_float64_network(network, dtype):
 
 @pytest.mark.parametrize("part", ["gamma", "beta", "weight", "bias"])
 def test_a_step_that_forgets_a_gradient_is_seen(part):
-    class Forgetful(steps.Written):
+    class Forgetful(networks.Written):
         def _update(self, grads):
             super()._update([{name: g * (name != part) for name, g in grad.items()} for grad in grads])
 
-    case = steps.Case(steps.FIXED[0], "float32")
+    case = networks.Case(networks.FIXED[0], "float32")
     contender = case.contender("forgetful", Forgetful(case, "float32"))
     assert contender.error() > 2 * contender.tolerance
 
 
 def test_steps_are_compared_and_their_page_faults_counted(monkeypatch, capsys):
-    monkeypatch.setattr(steps, "FIXED", SMALL[:1])
+    monkeypatch.setattr(networks, "FIXED", SMALL[:1])
     names = "bnengine,bnengine without numba,matrix products,numpy"
     status, out, _ = run(capsys, *QUICK_STEPS, names, "--out", "record.json")
     assert status == 0
@@ -298,8 +298,8 @@ def test_kernels_and_threads_are_put_back(rng):
     fast = kernels.FAST["numpy"]
     x = rng.standard_normal((4, 3))
     before = kernels.select(x)
-    with steps.settings_kept():
-        steps._use(("blocked",))
+    with settings.restored():
+        settings.use(("blocked",))
         assert kernels.select(x).__name__.endswith("blocked")
     assert kernels.FAST["numpy"] == fast
     assert kernels.select(x) is before

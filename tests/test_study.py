@@ -113,12 +113,22 @@ def test_inputs_are_standardised_by_the_training_rows(problem):
     np.testing.assert_allclose(problem.x.std(axis=0, dtype=np.float64)[varied], 1, rtol=1e-5)
 
 
+def test_validation_rows_are_no_training_and_no_test_rows(problem):
+    parts = (problem.x, problem.x_validation, problem.x_test)
+    assert [len(part) for part in parts] == [1293, 144, 360]
+    seen = [{row.tobytes() for row in part} for part in parts]
+    assert len(set.union(*seen)) == sum(map(len, parts))
+    assert np.bincount(problem.y_validation).min() >= 13
+
+
 def test_a_run_is_looked_at_where_it_says_and_counts_steps_to_the_target(problem):
     row, curve = running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.8)
     assert curve["step"] == running.looks(30) == [11, 15, 21, 30]
     first = next(step for step, seen in zip(curve["step"], curve["test_accuracy"], strict=True) if seen >= 0.8)
     assert row["steps_to_target"] == first < 30
     assert row["test_accuracy"] == curve["test_accuracy"][-1] > 0.8
+    assert row["validation_accuracy"] == curve["validation_accuracy"][-1] != row["test_accuracy"]
+    assert curve["validation_accuracy"][curve["step"].index(row["validation_steps_to_target"])] >= 0.8
     assert (row["diverged"], row["diverged_at"], row["network"]) == (False, None, "3 x 100 relu")
     assert running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.999)[0]["steps_to_target"] is None
 
@@ -127,8 +137,8 @@ def test_a_run_that_diverges_stops_and_counts_as_guessing(problem):
     row, curve = running.train(tiny(learning_rate=1e4), problem, 0.8)
     assert row["diverged"]
     assert row["diverged_at"] < 30
-    assert row["test_accuracy"] == pytest.approx(0.1)
-    assert row["steps_to_target"] is None
+    assert row["test_accuracy"] == row["validation_accuracy"] == pytest.approx(0.1)
+    assert row["steps_to_target"] is row["validation_steps_to_target"] is None
     assert np.isfinite(curve["loss"]).all()
 
 
@@ -283,7 +293,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
 
 def test_a_killed_study_goes_on_where_it_was(capsys, problem):
     pytest.importorskip("matplotlib")
-    options = ["--quick", "--seeds", "1", "--steps", "200", "--experiment", "optimizer", "--jobs", "2", "--out", "cut"]
+    options = ["--quick", "--steps", "200", "--experiment", "initial_scale", "--jobs", "2", "--out", "cut"]
     process = started(*options)
     file = Path("cut/rows.jsonl")
     while len(rows_of(file)) < 3 and process.poll() is None:
@@ -297,16 +307,16 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
         time.sleep(0.01)
     assert not [child for child in children if Path(f"/proc/{child}").exists()]  # no orphan goes on
     kept = rows_of(file)
-    assert 3 <= len(kept) < 18
+    assert 3 <= len(kept) < 20
     with file.open("a") as torn:
         torn.write('{"row": {"experim')
     status, _, err = run(capsys, *options, "--resume")
     assert status == 0, err
     done = rows_of(file)
-    assert len(done) == 18
+    assert len(done) == 20
     assert kept.items() <= done.items()  # not made again: seconds and all
     record = json.loads(Path("cut/study.json").read_text())
-    assert [session["runs"] for session in record["meta"]["sessions"]] == [18 - len(kept)]
+    assert [session["runs"] for session in record["meta"]["sessions"]] == [20 - len(kept)]
     for one in (0, -1):  # of both sessions: the same numbers as a run by itself
         row, curve = running.train(list(done)[one], problem, 0.8)
         assert curve == done[list(done)[one]]["curve"]
@@ -323,6 +333,7 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
         (["--experiment", " ,"], "--experiment: expected some of section_4_1, learning_rate, "),
         (["--seeds", "2"], "--seeds: expected at least 3, got 2; --quick takes less"),
         (["--steps", "100"], "--steps: expected at least 2000, got 100; --quick takes less"),
+        (["--quick", "--seeds", "1"], "--seeds: expected at least 2, got 1"),
         (["--quick", "--steps", "0"], "--steps: expected at least 1, got 0"),
         (["--target", "1.5"], "--target: expected a test accuracy between 0 and 1, got 1.5"),
         (["--jobs", "0"], "--jobs: expected at least 1, got 0"),

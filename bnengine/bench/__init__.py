@@ -16,7 +16,7 @@ from ..kernels import workers
 from ..options import Options as _Options
 from ..options import at_least, option
 from ..provenance import to_json as to_json
-from . import normalization, pictures, scaling, steps, tables
+from . import networks, normalization, pictures, scaling, settings, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
 from .timing import COPY, FAILED, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded, time_is_over
@@ -102,7 +102,7 @@ class Options(_Options):
             parts = {"kernels": gpu.normalization.BUILDERS, "steps": gpu.steps.BUILDERS}
             return list(dict.fromkeys(name for part in parts if self.measures(part) for name in parts[part]))
         found = dict(normalization.BUILDERS) if self.measures("kernels") else {}
-        for network in steps.FIXED if self.measures("steps") else ():
+        for network in networks.FIXED if self.measures("steps") else ():
             found |= steps.builders(network)
         return list(dict.fromkeys([*found, *(scaling.FAMILIES if self.scaling else ())]))
 
@@ -170,7 +170,7 @@ def _processor(options: Options, record: Record, tell: Callable[[str], None]) ->
     tell(tables.heading(record))
     if options.measures("kernels"):
         _normalization(options, record, tell)
-    with steps.settings_kept():  # a contender's threads and kernels are its own
+    with settings.restored():  # a contender's threads and kernels are its own
         if options.measures("steps"):
             _steps(options, record, tell)
         if options.measures("scaling"):
@@ -188,8 +188,8 @@ def _normalization(options: Options, record: Record, tell: Callable[[str], None]
 
 
 def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> None:
-    for network in steps.FIXED:
-        case = steps.Case(network, options.dtype, options.seed)
+    for network in networks.FIXED:
+        case = networks.Case(network, options.dtype, options.seed)
         about = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
         rows = _measured(options, record, case, about, steps.builders(network), steps.PAUSE)
         for line in tables.step_lines(rows, network.name, options.samples):

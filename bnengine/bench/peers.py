@@ -13,12 +13,14 @@ from .._typing import Array
 from ..backends import backend
 from ..provenance import cores
 from ..training.step import train_step
+from .networks import ADAM, EPS, MOMENTUM, Case, Network, Step
+from .settings import each_blas_count
 from .timing import JAX, PYTORCH, Contender, thread_counts, threads
 
 # ---- PyTorch
 
 
-def torch_network(case: Any) -> Any:
+def torch_network(case: Case) -> Any:
     """The case's network with its first parameters, where these are."""
     import torch
     from torch import nn
@@ -41,7 +43,7 @@ def torch_network(case: Any) -> Any:
     return nn.Sequential(*modules).to(torch.from_dlpack(layers[0]["weight"]).device)
 
 
-def torch_step(case: Any, *, fused: bool, compiled: bool = False, net: Any = None) -> Any:
+def torch_step(case: Case, *, fused: bool, compiled: bool = False, net: Any = None) -> Any:
     """A step as PyTorch's users write it, of a network or of the case's."""
     import torch
 
@@ -60,7 +62,7 @@ def torch_step(case: Any, *, fused: bool, compiled: bool = False, net: Any = Non
     return step
 
 
-def torch_eager(case: Any) -> Iterator[Contender]:
+def torch_eager(case: Case) -> Iterator[Contender]:
     import torch
 
     for count in thread_counts():
@@ -70,7 +72,7 @@ def torch_eager(case: Any) -> Iterator[Contender]:
             yield case.contender(PYTORCH, torch_step(case, fused=fused), variant, prepare, torch.from_numpy)
 
 
-def torch_compiled(case: Any) -> Iterator[Contender]:
+def torch_compiled(case: Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
@@ -90,13 +92,13 @@ def torch_compiled(case: Any) -> Iterator[Contender]:
 # ---- JAX
 
 
-def jax_jit(case: Any) -> Iterator[Contender]:
+def jax_jit(case: Case) -> Iterator[Contender]:
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
         yield case.contender(JAX, holding(step, kept), variant, None, place.asarray)
 
 
-def jax_steps(case: Any) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
+def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     """A step as JAX users write it, with running statistics, and our own step; both compiled, what they hold donated."""
     import jax
 
@@ -128,11 +130,9 @@ def holding(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
     return call
 
 
-def _jax_step(network: Any) -> Any:
+def _jax_step(network: Network) -> Any:
     import jax
     import jax.numpy as jnp
-
-    from .steps import ADAM, EPS, MOMENTUM
 
     activation = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[network.activation]
 
@@ -171,14 +171,12 @@ def _jax_step(network: Any) -> Any:
 # ---- scikit-learn
 
 
-def scikit_learn(case: Any) -> Iterator[Contender]:
+def scikit_learn(case: Case) -> Iterator[Contender]:
     """MLPClassifier, a batch to each call of partial_fit; it has no batch normalisation."""
-    from .steps import each_blas_count
-
     return each_blas_count(case, "scikit-learn", functools.partial(_sklearn_step, case), kernels.FAST["numpy"])
 
 
-def _sklearn_step(case: Any) -> Any:
+def _sklearn_step(case: Case) -> Step:
     from sklearn.neural_network import MLPClassifier
 
     network = case.network

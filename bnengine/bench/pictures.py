@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
-from .._drawing import BLUE, GREY, ORANGE, drawing, png
+from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 
 Bar = tuple[str, dict[str, Any], dict[str, float]]
 """Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
+
+Drawer = Callable[[Any], object]
+"""Draws on a part of matplotlib's figure."""
 
 MARKERS = {"jax.jit": "o", "NumPy": "D"}
 """Contenders beside the bars."""
@@ -32,24 +36,37 @@ def speeds(record: dict[str, Any]) -> bytes:
     for row in record["rows"]:
         groups.setdefault(PANELS.get(row["group"], PANELS["fixed"]), []).append(row)
     groups.pop(PANELS["scaling"], None)
-    panels: list[tuple[float, Any]] = []
+    panels: list[tuple[float, Drawer]] = []
     for title, rows in groups.items():
-        base = next((name for name in BASES if any(name in row["speed_over"] for row in rows)), None)
-        if base is not None and (bars := _speed_bars(rows, base)):
-            draw = functools.partial(_draw_bars, bars=bars, title=title, base=base)
-            panels.append((1.1 + 0.3 * len(bars), lambda part, draw=draw: draw(part.subplots())))
+        panels += _speed_panel(rows, title)
     if costs := _cost_curves(record["rows"]):
         panels.append((3.2, lambda part: _draw_costs(part.subplots(1, len(costs), squeeze=False)[0], costs)))
-    heights = [height for height, _ in panels] or [1.0]
-    figure = drawing()(figsize=(9, 0.4 + sum(heights)), layout="constrained", dpi=150)
-    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (_, draw) in zip(parts, panels, strict=False):
-        draw(part)
     versions, date = record["versions"], record["date"][:10]
     load = f", load {record['load']['start']} to {record['load']['end']}"
     words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
-    figure.suptitle(f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", fontsize=9, color=GREY)
+    return _stacked(
+        panels, f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", width=9, dpi=150
+    )
+
+
+def _stacked(panels: list[tuple[float, Drawer]], title: str, *, width: float, dpi: int) -> bytes:
+    """Panels of their heights, in inches, under each other as a PNG."""
+    heights = [height for height, _ in panels] or [1.0]
+    figure = drawing()(figsize=(width, 0.4 + sum(heights)), layout="constrained", dpi=dpi)
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, (_, draw) in zip(parts, panels, strict=False):
+        draw(part)
+    set_title(figure, title)
     return png(figure)
+
+
+def _speed_panel(rows: list[dict[str, Any]], title: str) -> list[tuple[float, Drawer]]:
+    """A panel of bars relative to the first of `BASES` that was measured; none where none was."""
+    base = next((name for name in BASES if any(name in row["speed_over"] for row in rows)), None)
+    bars = [] if base is None else _speed_bars(rows, base)
+    if not bars:
+        return []
+    return [(1.1 + 0.3 * len(bars), lambda part: _draw_bars(part.subplots(), bars, title, str(base)))]
 
 
 FAMILIES = {
@@ -67,24 +84,15 @@ def fractions(record: dict[str, Any]) -> bytes:
     cold = [row for row in record["rows"] if row["clock"] == "cold"]
     loops = [row for row in record["rows"] if row["group"] == "steps, loop"]
     dtypes, works = (list(dict.fromkeys(row[name] for row in cold)) for name in ("dtype", "work"))
-    panels: list[tuple[float, Any]] = []
+    panels: list[tuple[float, Drawer]] = []
     for dtype in dtypes:
         rows = [row for row in cold if row["dtype"] == dtype]
         height = 0.9 + 0.17 * len({row["case"] for row in rows})
         panels.append((height, functools.partial(_draw_fractions, rows=rows, works=works, dtype=dtype)))
-    base = next((name for name in BASES if any(name in row["speed_over"] for row in loops)), None)
-    if base is not None and (bars := _speed_bars(loops, base)):
-        draw = functools.partial(_draw_bars, bars=bars, title="a training step", base=base)
-        panels.append((1.1 + 0.3 * len(bars), lambda part: draw(part.subplots())))
-    heights = [height for height, _ in panels] or [1.0]
-    figure = drawing()(figsize=(11, 0.4 + sum(heights)), layout="constrained", dpi=120)
-    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for part, (_, draw_panel) in zip(parts, panels, strict=False):
-        draw_panel(part)
+    panels += _speed_panel(loops, "a training step")
     device, copy = record["device"], record["copy"]["bytes_per_second"] / 1e9
     words = f"{device['name']}, copy {copy:.4g} GB/s, bnengine {record['versions']['bnengine']}, {record['date'][:10]}"
-    figure.suptitle(words, fontsize=9, color=GREY)
-    return png(figure)
+    return _stacked(panels, words, width=11, dpi=120)
 
 
 def _draw_fractions(part: Any, rows: list[dict[str, Any]], works: list[str], dtype: str) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from . import normalization, steps
+from . import networks, normalization, steps
+from .networks import Network
 from .normalization import Shape
-from .steps import Network
 from .timing import OURS, PYTORCH, Builder
 
 FAMILIES = (OURS, PYTORCH)
@@ -37,7 +37,7 @@ def points(dtype: str, seed: int, pause: float) -> Iterator[Point]:
     shapes += [("channels", c, "1024 rows", Shape((1024, c))) for c in CHANNELS]
     for varies, value, rest, shape in shapes:
         yield Point(varies, value, rest, normalization.Case(shape, dtype, seed), normalization.BUILDERS, pause)
-    networks = [("hidden layers", d, "128 wide", Network((784, *[128] * d, 10), 128)) for d in DEPTHS]
-    networks += [("batch", n, "3 layers of 256", Network((784, 256, 256, 256, 10), n)) for n in BATCHES]
-    for varies, value, rest, network in networks:
-        yield Point(varies, value, rest, steps.Case(network, dtype, seed), steps.builders(network), steps.PAUSE)
+    sizes = [("hidden layers", d, "128 wide", Network((784, *[128] * d, 10), 128)) for d in DEPTHS]
+    sizes += [("batch", n, "3 layers of 256", Network((784, 256, 256, 256, 10), n)) for n in BATCHES]
+    for varies, value, rest, network in sizes:
+        yield Point(varies, value, rest, networks.Case(network, dtype, seed), steps.builders(network), steps.PAUSE)

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .timing import OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, best, speed
+from .timing import (
+    COMPILED,
+    JAX,
+    NUMPY,
+    OPERATORS,
+    OURS,
+    PORTABLE,
+    PRODUCTS,
+    PYTORCH,
+    REFERENCE,
+    WITHOUT_NUMBA,
+    best,
+    speed,
+)
 
-PEERS = ("PyTorch operators", "jax.jit", "NumPy", "bnengine reference", WITHOUT_NUMBA)
-"""Columns after PyTorch, and their headings."""
-HEADINGS = ("operators", "jax.jit", "NumPy", "reference", "no Numba")
+COLUMNS = {
+    OPERATORS: "operators",
+    JAX: "jax.jit",
+    NUMPY: "NumPy",
+    REFERENCE: "reference",
+    WITHOUT_NUMBA: "no Numba",
+}
+"""After PyTorch, and their headings."""
+GPU_COLUMNS = {
+    PYTORCH: "PyTorch",
+    COMPILED: "compiled",
+    JAX: "jax.jit",
+    PORTABLE: "portable",
+    REFERENCE: "reference",
+}
+OVER_IT = "speed of bnengine over it (p20 to p80)"
 
 
 def heading(record: dict[str, Any]) -> str:
@@ -24,11 +50,10 @@ def heading(record: dict[str, Any]) -> str:
 
 def normalization_head(dtype: str, repeats: int) -> str:
     """The heading over lines of shapes."""
-    columns = "".join(f"{name:>11}" for name in HEADINGS)
     return (
         f"\nBN + ReLU, forward and backward, {dtype}, median of {repeats}: time of bnengine, and how many times as fast "
         "it is as\n"
-        f"{'shape':<22}{'bnengine':>11}{'PyTorch':>22}{columns}{'of limit':>10}"
+        f"{'shape':<22}{'bnengine':>11}{'PyTorch':>22}{_in_columns(COLUMNS.values())}{'of limit':>10}"
     )
 
 
@@ -38,7 +63,7 @@ def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
     if ours is None:
         return f"{name:<22}not measured"
     speeds = ours["speed_over"]
-    others = "".join(f"{_ratio(speeds.get(peer)):>11}" for peer in PEERS)
+    others = _in_columns(_ratio(speeds.get(peer)) for peer in COLUMNS)
     return (
         f"{name:<22}{seconds(ours['seconds']['median']):>11}{_ratio(speeds.get(PYTORCH), spread=True):>22}{others}"
         f"{_ratio(ours.get('of_limit')):>10}"
@@ -48,7 +73,7 @@ def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
 def step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
     """One network: each family's fastest variant, its time, our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
-    yield f"{'':<44}{'time':>9}{'bnengine is faster by (p20 to p80)':>41}{'page faults':>13}"
+    yield f"{'':<44}{'time':>9}{OVER_IT:>41}{'page faults':>13}"
     ours = best(rows, OURS)
     for family in dict.fromkeys(row["family"] for row in rows):
         row = best(rows, family)
@@ -77,9 +102,6 @@ def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
 
 # ---- on a GPU
 
-GPU_PEERS = (PYTORCH, "torch.compile", "jax.jit", "bnengine portable", "bnengine reference")
-GPU_HEADINGS = ("PyTorch", "compiled", "jax.jit", "portable", "reference")
-
 
 def gpu_heading(record: dict[str, Any]) -> str:
     """Where the figures come from, and what the device's copy does."""
@@ -93,11 +115,10 @@ def gpu_heading(record: dict[str, Any]) -> str:
 
 def gpu_head(dtype: str, repeats: int) -> str:
     """The heading over lines of shapes."""
-    columns = "".join(f"{name:>11}" for name in GPU_HEADINGS)
     return (
         f"\nbatch normalisation, {dtype}, median of {repeats}: time of bnengine on the device with a cold and a warm L2 "
         "cache and in\nPython's call, part of the copy's bandwidth (cold), and how many times as fast it is as (cold)\n"
-        f"{'':<40}{'cold':>9}{'warm':>9}{'call':>9}{'of copy':>9}{columns}"
+        f"{'':<40}{'cold':>9}{'warm':>9}{'call':>9}{'of copy':>9}{_in_columns(GPU_COLUMNS.values())}"
     )
 
 
@@ -108,20 +129,20 @@ def gpu_line(rows: list[dict[str, Any]], name: str, work: str) -> str:
     if ours is None:
         return f"{name} {work:<{39 - len(name)}}not measured"
     times = "".join(f"{seconds(row['seconds']['median']):>9}" for row in on.values() if row)
-    others = "".join(f"{_ratio(ours['speed_over'].get(peer)):>11}" for peer in GPU_PEERS)
+    others = _in_columns(_ratio(ours["speed_over"].get(peer)) for peer in GPU_COLUMNS)
     return f"{name} {work:<{39 - len(name)}}{times}{_ratio(ours['of_copy']):>9}{others}"
 
 
 def gpu_step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
     """One network: each contender's time in a loop, on the device and in Python's call, and our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
-    yield f"{'':<44}{'in a loop':>10}{'device':>10}{'call':>10}{'bnengine is faster by (p20 to p80)':>38}"
+    yield f"{'':<44}{'in a loop':>10}{'device':>10}{'call':>10}{OVER_IT:>40}"
     ours = best((row for row in rows if row["clock"] == "loop"), OURS)
     for contender in dict.fromkeys(row["contender"] for row in rows):
         on = {row["clock"]: row for row in rows if row["contender"] == contender}
         times = "".join(f"{seconds(on[clock]['seconds']['median']):>10}" for clock in ("loop", "warm", "call"))
         over = speed(ours, on["loop"]) if ours and on["loop"] is not ours else None
-        yield f"{contender:<44}{times}{_ratio(over, spread=True):>38}"
+        yield f"{contender:<44}{times}{_ratio(over, spread=True):>40}"
 
 
 def closing(record: dict[str, Any]) -> Iterator[str]:
@@ -139,7 +160,7 @@ def closing(record: dict[str, Any]) -> Iterator[str]:
 
 
 def _told_on_gpu(mean: dict[str, Any]) -> bool:
-    return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_PEERS
+    return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_COLUMNS
 
 
 def seconds(value: float) -> str:
@@ -148,6 +169,10 @@ def seconds(value: float) -> str:
         if value * factor >= 1:
             return f"{value * factor:.3g} {unit}"
     return f"{value * 1e6:.3g} µs"
+
+
+def _in_columns(texts: Iterable[str]) -> str:
+    return "".join(f"{text:>11}" for text in texts)
 
 
 def _ratio(value: dict[str, Any] | None, *, spread: bool = False) -> str:

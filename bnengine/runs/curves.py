@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._drawing import BLUE, GREY, ORANGE, drawing, png
+from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 
 
 def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
@@ -34,10 +34,9 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
     for axes in (left, right):
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False)
-    figure.suptitle(
+    set_title(
+        figure,
         f"{summary['data']}: {summary['epochs']} epoch{'s' if summary['epochs'] > 1 else ''}, {summary['parameters']:,} parameters, "
         f"{summary['backend']} {summary['dtype']}",
-        fontsize=10,
-        color=GREY,
     )
     return png(figure)

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import datetime as dt
 import io
+import json
 import math
 import signal
 from collections.abc import Callable, Sequence
@@ -27,17 +28,21 @@ from .running import Problem
 
 Record = dict[str, Any]
 
-FORMAT = 1
+FORMAT = 2
 """Of the record; raised when a reader of older ones would misread it."""
 
 SEEDS, STEPS = 3, 2000
 """The least of a study that is not --quick, and its default."""
 
 QUICK_SEEDS, QUICK_STEPS = 2, 300
+"""Of a study that is --quick; one seed would say nothing of how seeds differ."""
 
 ROWS = "rows.jsonl"
 FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name in EXPERIMENTS))
 """What a study's directory holds; the first tells it from others."""
+
+LABELS = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
+"""Of a row, which its curve in the record has too."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +78,11 @@ class Options(_Options):
         for name in self.names() or ("",):
             if name not in EXPERIMENTS:
                 raise ConfigError(f"experiment: expected some of {', '.join(EXPERIMENTS)}, got {name!r}")
-        for name, least in (("seeds", SEEDS), ("steps", STEPS)):
+        for name, least, quick in (("seeds", SEEDS, QUICK_SEEDS), ("steps", STEPS, 1)):
             value = getattr(self, name)
-            if value is not None and value < (1 if self.quick else least):
+            if value is not None and value < (quick if self.quick else least):
                 hint = "" if self.quick else "; --quick takes less"
-                raise ConfigError(f"{name}: expected at least {1 if self.quick else least}, got {value}{hint}")
+                raise ConfigError(f"{name}: expected at least {quick if self.quick else least}, got {value}{hint}")
         if self.resume and self.overwrite:
             raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
@@ -168,6 +173,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
         "width": WIDTH,
         "target": options.target,
         "usable": points.USABLE,
+        "chosen": points.CHOSEN,
         "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
         "run_seconds": round(sum(row["seconds"] for row, _ in results), 1),
         "sessions": file.sessions,
@@ -177,8 +183,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
 def assembled(meta: Record, results: Sequence[Result]) -> Record:
     """The record: how it was made, what it says in words, a row and a curve for each run."""
     rows = [row for row, _ in results]
-    named = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
-    curves = [{name: row[name] for name in named} | curve for row, curve in results]
+    curves = [{name: row[name] for name in LABELS} | curve for row, curve in results]
     said = summary.sentences(rows, curves, meta["target"])
     return {"meta": meta, "summary": [sentence._asdict() for sentence in said], "rows": rows, "curves": curves}
 
@@ -190,6 +195,16 @@ def write(directory: Path, record: Record) -> None:
     files.write(directory / "study.html", page.html(record))
     for name, picture in plots.pictures(record):
         files.write(directory / f"{name}.png", picture)
+
+
+def rewrite(directory: Path) -> None:
+    """Say, draw and write a study anew from the rows of its study.json, with no run."""
+    record = json.loads((directory / "study.json").read_text(encoding="utf-8"))
+    results = [
+        (row, {name: value for name, value in curve.items() if name not in LABELS})
+        for row, curve in zip(record["rows"], record["curves"], strict=True)
+    ]
+    write(directory, assembled(record["meta"], results))
 
 
 def to_csv(rows: Sequence[Record]) -> str:
@@ -209,6 +224,7 @@ def lines(record: Record) -> list[str]:
         f"target test accuracy {meta['target']:g}"
     )
     found.append(f"usable: {meta['usable']}; brackets: lowest and highest seed")
+    found += [points.TEST, meta["chosen"]]
     for name, experiment in EXPERIMENTS.items():
         texts = [sentence["text"] for sentence in record["summary"] if sentence["experiment"] == name]
         found += ["", experiment.title, *(f"  {text}" for text in texts)] if texts else []

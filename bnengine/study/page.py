@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from . import figures, svg
+from .._drawing import svg
+from . import plots
 from .experiments import EXPERIMENTS, Experiment
-from .points import WORDS, Point, is_line, panels, points, shown
+from .points import CHOSEN_BY_TEST, TEST, WORDS, Point, panels, points, shown
 from .running import Curve
 
 HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
@@ -24,7 +26,7 @@ Record = dict[str, Any]
 def html(record: Record) -> str:
     """The page of a record.
 
-    Pictures are SVG elements, with tables of the same numbers behind them.
+    Pictures are SVG files within it, with tables of the same numbers behind them.
     """
     style = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
     body = "\n".join(["".join(_opening(record)), *_sections(record), _lost(record), _repeat(record["meta"])])
@@ -50,8 +52,10 @@ def _opening(record: Record) -> Iterator[str]:
     yield _list((s for s in reversed(firsts.values()) if s["experiment"] in HEADLINES), with_title=True)
     compared = [sentence for sentence in said if sentence["wins"] is not None]
     won = sum(sentence["wins"] for sentence in compared)
-    others = ' <a href="#lost">Where it does not win</a> is listed whole.' if won < len(compared) else ""
-    yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons.{others}</p>"
+    same = sum("no difference is shown" in sentence["text"].lower() for sentence in compared)
+    others = f'; in {same} no difference is shown. <a href="#lost">Where it does not win</a> is listed whole.'
+    yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons{others if won < len(compared) else '.'}</p>"
+    yield f'<p class="soft">{escape(TEST)} {escape(meta.get("chosen", CHOSEN_BY_TEST))}</p>'
     yield (
         f'<p class="soft">Usable: {escape(meta["usable"])}. Steps are counted to a test accuracy of '
         f"{meta['target']:g} at the steps looked at, which are a factor of the square root of two apart, within the "
@@ -98,30 +102,26 @@ def _section(
     said: Sequence[Record],
     steps: int,
 ) -> str:
-    charts: list[str] = []
+    drawn: list[plots.Plot] = []
     tables = []
     for panel, group in groups.items():
-        own = [curve for curve in curves if curve["panel"] == panel]
-        charts += figures.of_panel(panel, group, own)
+        drawn += plots.plots_of(panel, group, [curve for curve in curves if curve["panel"] == panel])
         tables.append(_points_table(panel, group))
     if name == "section_4_1":
         tables.append(_steps_table(curves))
+    reading = " ".join([f"{steps} steps.", *dict.fromkeys(plot.reading for plot in drawn)])
     return (
         f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
-        f'<p class="question">{escape(experiment.question)} {_setting(name, groups, steps)}</p>'
-        f'<div class="charts">{"".join(charts)}</div>{_list(said)}'
+        f'<p class="question">{escape(experiment.question)} {escape(reading)}</p>'
+        f'<div class="charts">{"".join(map(_figure, drawn))}</div>{_list(said)}'
         f'<details><summary>The numbers</summary><div class="scroll">{"".join(tables)}</div></details></section>'
     )
 
 
-def _setting(name: str, groups: dict[str, list[Point]], steps: int) -> str:
-    """How long the runs are, and how to read the pictures."""
-    reading = []
-    if name not in figures.OVER_STEPS and any(is_line(group) for group in groups.values()):
-        reading.append("Filled points are usable, bands reach from the lowest to the highest seed.")
-    if not all(is_line(group) for group in groups.values()):
-        reading.append(f"Numbers in cells are per cent, a frame means usable, {svg.CROSS} that a seed diverged.")
-    return escape(" ".join([f"{steps} steps.", *reading]))
+def _figure(plot: plots.Plot) -> str:
+    picture = base64.b64encode(svg(plots.picture([plot]))).decode()
+    image = f'<img alt="{escape(plot.alternative)}" src="data:image/svg+xml;base64,{picture}">'
+    return f"<figure><figcaption>{escape(plot.title)}</figcaption>{image}</figure>"
 
 
 def _points_table(panel: str, group: Sequence[Point]) -> str:

@@ -1,151 +1,188 @@
-"""The same figures as PNG files, with matplotlib."""
+"""The study's pictures, with matplotlib: PNG files of an experiment, and SVG of each panel for the page."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from .._drawing import BLUE, GREY, ORANGE, png
+from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 from .experiments import EXPERIMENTS
-from .figures import NAMES
-from .points import MARGIN, WORDS, Point, arm, is_line, panels, points, shown
+from .points import WORDS, Point, arm, is_line, panels, points, shown
 from .running import PERCENTILES, Curve
 
+NAMES = {"batch": "with BN", "none": "without"}
 STYLES = {"batch": (BLUE, "o", "-"), "none": (ORANGE, "s", "--")}
+CROSS = "\N{MULTIPLICATION SIGN}"
+IN_CELLS = f"Numbers in cells are per cent, a frame means usable, {CROSS} that a seed diverged."
 
-Drawer = Callable[[Any], None]
-"""Draws on matplotlib's axes."""
+
+class Plot(NamedTuple):
+    """A plot: its title, the words for those who do not see it, what draws it on matplotlib's axes, how to read it."""
+
+    title: str
+    alternative: str
+    draw: Callable[[Any], None]
+    reading: str = ""
 
 
 def pictures(record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
     """(name of the experiment, PNG file's bytes) for each experiment."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib; install the extra train") from error
-
     found = panels(points(record["rows"]))
-    meta = record["meta"]
     for name in dict.fromkeys(experiment for experiment, _ in found):
-        drawers: list[Drawer] = []
+        plots: list[Plot] = []
         for (experiment, panel), group in found.items():
             if experiment == name:
                 own = [c for c in record["curves"] if (c["experiment"], c["panel"]) == (name, panel)]
-                drawers += _drawers(panel, group, own)
-        columns = min(2, len(drawers))
-        rows = -(-len(drawers) // columns)
-        figure = Figure(figsize=(4.5 * columns, 3.3 * rows), layout="constrained", dpi=110)
-        axes = figure.subplots(rows, columns, squeeze=False).ravel()
-        for draw, place in zip(drawers, axes, strict=False):
-            draw(place)
-        for place in axes[len(drawers) :]:
-            place.set_axis_off()
+                plots += plots_of(panel, group, own)
         steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
-        words = f"{meta['data']}, {len(meta['seeds'])} seeds, {steps} steps"
-        figure.suptitle(f"{EXPERIMENTS[name].title}: {words}", fontsize=10, color=GREY)
-        yield name, png(figure)
+        words = f"{record['meta']['data']}, {len(record['meta']['seeds'])} seeds, {steps} steps"
+        yield name, png(picture(plots, f"{EXPERIMENTS[name].title}: {words}"))
 
 
-def _drawers(panel: str, group: Sequence[Point], curves: Sequence[Curve]) -> list[Drawer]:
+def picture(plots: Sequence[Plot], title: str | None = None) -> Any:
+    """A figure of plots, two beside each other, under a title; without a title each stands for itself."""
+    columns = min(2, len(plots))
+    rows = -(-len(plots) // columns)
+    figure = drawing()(figsize=(4.5 * columns, 3.3 * rows), layout="constrained", dpi=110)
+    places = figure.subplots(rows, columns, squeeze=False).ravel()
+    for plot, axes in zip(plots, places, strict=False):
+        plot.draw(axes)
+        if title is not None:
+            axes.set_title(plot.title)
+    for axes in places[len(plots) :]:
+        axes.set_axis_off()
+    if title is not None:
+        set_title(figure, title)
+        reading = dict.fromkeys(plot.reading for plot in plots if plot.reading)
+        figure.supxlabel(" ".join(reading), fontsize=8, color=GREY)
+    return figure
+
+
+def plots_of(panel: str, group: Sequence[Point], curves: Sequence[Curve]) -> list[Plot]:
+    """The plots of a panel: curves over steps, lines over what is varied, or a heat map for each arm."""
     experiment = group[0].experiment
     if experiment == "section_4_1":
-        return [lambda axes: _accuracies(axes, curves), *_of_a_unit(curves)]
+        return _section_4_1(panel, curves)
     if experiment == "bias":
-        return [lambda axes: _losses(axes, panel, curves)]
+        words = f"{panel}: loss of the batch over the steps with and without the bias; the lines lie on each other."
+        return [Plot(f"{panel}, both with BN", words, functools.partial(_losses, curves=curves))]
+    what = WORDS[EXPERIMENTS[experiment].varies]
     if is_line(group):
-        return [lambda axes: _lines(axes, panel, group)]
-    return [functools.partial(_heat_map, panel=panel, norm=norm, group=group) for norm in NAMES]
+        words = (
+            f"{panel}: test accuracy over {what}, with and without batch normalisation; the numbers are in the table."
+        )
+        return [Plot(panel, words, functools.partial(_lines, group=group), "Bands: lowest to highest seed.")]
+    found = []
+    for norm, name in NAMES.items():
+        words = f"{panel}, {name}: mean test accuracy in per cent over {what} and learning rate; the numbers are in the table."
+        found.append(Plot(f"{panel}, {name}", words, functools.partial(_heat_map, norm=norm, group=group), IN_CELLS))
+    return found
 
 
-def _lines(axes: Any, panel: str, group: Sequence[Point]) -> None:
+def _lines(axes: Any, group: Sequence[Point]) -> None:
     for norm, name in NAMES.items():
         colour, marker, style = STYLES[norm]
         own = sorted(arm(group, norm), key=lambda point: point.value)
         x = [point.value for point in own]
-        axes.plot(x, [point.mean for point in own], style, color=colour, label=name)
+        axes.plot(x, [point.mean for point in own], style, marker=marker, color=colour, label=name)
         axes.fill_between(x, [p.low for p in own], [p.high for p in own], color=colour, alpha=0.18, linewidth=0)
-        for usable in (True, False):
-            some = [point for point in own if point.usable == usable]
-            face = colour if usable else "white"
-            axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor=face)
-    axes.axhline(max(point.mean for point in group) - MARGIN, color=GREY, linestyle=":", linewidth=1, label="usable")
-    axes.set(title=panel, xscale="log", ylim=(0, 1), ylabel="test accuracy")
-    axes.set_xlabel(WORDS[EXPERIMENTS[group[0].experiment].varies])
-    if len(x) <= 5:  # less than two decades: powers of ten alone would say too little
+        some = [point for point in own if not point.usable]
+        axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor="white")
+    axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="not usable")
+    axes.set(ylim=(0, 1), ylabel="test accuracy", xlabel=WORDS[EXPERIMENTS[group[0].experiment].varies])
+    _finish(axes)
+    if len(x) <= 6:
         axes.set_xticks(x)
-    axes.minorticks_off()
-    axes.xaxis.set_major_formatter("{x:g}")
-    _finished(axes)
 
 
-def _heat_map(axes: Any, panel: str, norm: str, group: Sequence[Point]) -> None:
+def _heat_map(axes: Any, norm: str, group: Sequence[Point]) -> None:
+    from matplotlib.patches import Rectangle
+
     own = {(point.value, point.learning_rate): point for point in arm(group, norm)}
     values = list(dict.fromkeys(value for value, _ in own))
     rates = sorted({point.learning_rate for point in group})
     table = [[own[value, rate].mean for rate in rates] for value in values]
-    axes.imshow(table, vmin=0, vmax=1, cmap="viridis", aspect="auto")
+    axes.pcolormesh(table, vmin=0, vmax=1, cmap="viridis")
     for i, value in enumerate(values):
         for j, rate in enumerate(rates):
             point = own[value, rate]
-            words = f"{100 * point.mean:.0f}" + ("x" if point.diverged else "")
+            words = f"{100 * point.mean:.0f}" + (CROSS if point.diverged else "")
             ink = "black" if point.mean > 0.6 else "white"
-            weight = "bold" if point.usable else "normal"
-            axes.text(j, i, words, ha="center", va="center", color=ink, weight=weight, fontsize=9)
-    axes.set_xticks(range(len(rates)), [f"{rate:g}" for rate in rates])
-    axes.set_yticks(range(len(values)), [shown(value) for value in values])
-    axes.set(title=f"{panel}, {NAMES[norm]}", xlabel="learning rate")
-    axes.set_ylabel(WORDS[EXPERIMENTS[group[0].experiment].varies])
+            axes.text(j + 0.5, i + 0.5, words, ha="center", va="center", color=ink, fontsize=9)
+            if point.usable:
+                axes.add_patch(Rectangle((j + 0.06, i + 0.1), 0.88, 0.8, fill=False, edgecolor=ink, linewidth=1.5))
+    axes.set_xticks([j + 0.5 for j in range(len(rates))], [f"{rate:g}" for rate in rates])
+    axes.set_yticks([i + 0.5 for i in range(len(values))], [shown(value) for value in values])
+    axes.invert_yaxis()
+    axes.tick_params(length=0)
+    axes.set(xlabel="learning rate", ylabel=WORDS[EXPERIMENTS[group[0].experiment].varies])
+
+
+def _section_4_1(panel: str, curves: Sequence[Curve]) -> list[Plot]:
+    first = {curve["norm"]: curve for curve in curves if curve["seed"] == curves[0]["seed"]}
+    words = f"{panel}: test accuracy over the steps, a line for each seed."
+    found = [Plot("Test accuracy, each seed", words, functools.partial(_accuracies, curves=curves))]
+    for norm in first:
+        title = f"Input of a unit, {NAMES[norm]}"
+        words = f"{title}: {PERCENTILES} percentiles over the steps."
+        found.append(Plot(title, words, functools.partial(_inputs, first=first, norm=norm)))
+    for name in ("gamma", "beta"):
+        words = f"{name} of the last hidden layer over the steps: percentiles over its units, and the unit's own."
+        draw = functools.partial(_learned, curve=first["batch"], name=name)
+        found.append(Plot(f"What {name} has learned", words, draw))
+    return found
 
 
 def _accuracies(axes: Any, curves: Sequence[Curve]) -> None:
     for curve in curves:
         colour, _, style = STYLES[curve["norm"]]
         axes.plot(curve["step"], curve["test_accuracy"], style, color=colour, label=NAMES[curve["norm"]])
-    axes.set(title="Test accuracy, each seed", xscale="log", xlabel="step", ylim=(0, 1))
-    _finished(axes)
-
-
-def _of_a_unit(curves: Sequence[Curve]) -> list[Drawer]:
-    first = {curve["norm"]: curve for curve in curves if curve["seed"] == curves[0]["seed"]}
-    return [
-        *(functools.partial(_inputs, first=first, norm=norm) for norm in first),
-        *(functools.partial(_learned, curve=first["batch"], name=name) for name in ("gamma", "beta")),
-    ]
+    axes.set(xlabel="step", ylim=(0, 1), ylabel="test accuracy")
+    _finish(axes)
 
 
 def _inputs(axes: Any, first: dict[str, Curve], norm: str) -> None:
     every = [value for curve in first.values() for row in curve["input_percentiles"] for value in row]
     _band(axes, first[norm]["step"], first[norm]["input_percentiles"], STYLES[norm][0])
-    axes.set(title=f"Input of a unit, {NAMES[norm]}", ylim=(min(every), max(every)))
+    axes.set(ylabel="input of the sigmoid", ylim=(min(every), max(every)))
+    _finish(axes)
 
 
 def _learned(axes: Any, curve: Curve, name: str) -> None:
     _band(axes, curve["step"], curve[f"{name}_percentiles"], BLUE)
     axes.plot(curve["step"], curve[name], ":", color=GREY, label="this unit")
-    axes.set(title=f"What {name} has learned")
-    axes.legend(frameon=False, fontsize=8)
+    axes.set_ylabel(name)
+    _finish(axes)
 
 
 def _band(axes: Any, steps: Sequence[int], rows: Sequence[Sequence[float]], colour: str) -> None:
     low, middle, high = zip(*rows, strict=True)
-    axes.plot(steps, middle, color=colour, label=f"median, percentiles {PERCENTILES[0]} and {PERCENTILES[2]}")
-    axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
-    axes.set(xscale="log", xlabel="step")
-    _finished(axes)
+    axes.plot(steps, middle, color=colour, label="median")
+    words = f"{PERCENTILES[0]}th to {PERCENTILES[2]}th percentile"
+    axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0, label=words)
+    axes.set_xlabel("step")
 
 
-def _losses(axes: Any, panel: str, curves: Sequence[Curve]) -> None:
+def _losses(axes: Any, curves: Sequence[Curve]) -> None:
     for curve in curves:
         if curve["seed"] == curves[0]["seed"]:
             colour, _, style = STYLES["batch" if curve["value"] == "with" else "none"]
             axes.plot(curve["step"], curve["loss"], style, color=colour, label=f"{curve['value']} the bias")
-    axes.set(title=f"{panel}, both with BN", xscale="log", xlabel="step", ylabel="loss")
-    _finished(axes)
+    axes.set(xlabel="step", ylabel="loss")
+    _finish(axes)
 
 
-def _finished(axes: Any) -> None:
+def _finish(axes: Any) -> None:
+    """A logarithmic axis with few numbers on it, a grid, and names for all that is drawn."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high >= 100 * low else (1, 2, 5)))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter("{x:g}")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=8)
+    axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=7)
     axes.grid(color="#e5e7eb")
     axes.spines[["top", "right"]].set_visible(False)

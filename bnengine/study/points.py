@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .experiments import EXPERIMENTS
 from .running import Row
 
 MARGIN = 0.02
-"""Of test accuracy: what a usable setting may lose against the best."""
+"""Of accuracy: what a usable setting may lose against the best."""
 
-USABLE = "mean test accuracy within 2 points of the best mean of both arms in the same panel"
+USABLE = "mean validation accuracy within 2 points of the best mean of both arms in the same panel"
+
+CHOSEN = "Settings are chosen by their accuracy on validation rows, and what is said of them is of test rows."
+CHOSEN_BY_TEST = (
+    "Settings were chosen by the same test rows that say how well they do: the accuracies of the best settings are "
+    "too high, of both arms."
+)
+"""Of records made before there were validation rows."""
+
+LEVEL, ENOUGH = 0.95, 5
+TEST = (
+    f"Accuracies, steps and movement are won or lost where Welch's {LEVEL:.0%} interval for the difference of the means "
+    "over the seeds excludes no difference; of twenty comparisons without a difference one would still pass by chance. "
+    f"Ranges, depths, and a target that not every seed reaches get a verdict from {ENOUGH} seeds on."
+)
+"""How it is decided whether batch normalisation wins."""
 
 WORDS = {
     "learning_rate": "learning rate",
@@ -39,7 +55,10 @@ class Point(NamedTuple):
     accuracies: tuple[float, ...]
     steps_to_target: tuple[int | None, ...]
     diverged: int
-    usable: bool
+    choice_accuracies: tuple[float, ...]
+    """On the rows that settings are chosen by: validation rows, or test rows in a record that has no others."""
+    choice_steps: tuple[int | None, ...]
+    usable: bool = False
 
     @property
     def mean(self) -> float:
@@ -56,8 +75,17 @@ class Point(NamedTuple):
     @property
     def mean_steps(self) -> float:
         """Mean steps to the target; infinite where a seed never reached it."""
-        steps = [math.inf if step is None else step for step in self.steps_to_target]
-        return sum(steps) / len(steps)
+        return _mean_steps(self.steps_to_target)
+
+    @property
+    def choice_mean(self) -> float:
+        """What settings are chosen by: the mean accuracy on the rows for that."""
+        return sum(self.choice_accuracies) / len(self.choice_accuracies)
+
+    @property
+    def choice_mean_steps(self) -> float:
+        """What the fastest setting is chosen by."""
+        return _mean_steps(self.choice_steps)
 
     @property
     def setting(self) -> str:
@@ -65,6 +93,34 @@ class Point(NamedTuple):
         varies = EXPERIMENTS[self.experiment].varies
         rate = f"learning rate {self.learning_rate:g}"
         return rate if varies == "learning_rate" else f"{WORDS[varies]} {shown(self.value)}, {rate}"
+
+
+def _mean_steps(steps: Sequence[int | None]) -> float:
+    return sum(math.inf if step is None else step for step in steps) / len(steps)
+
+
+def interval(ours: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Welch's interval of level `LEVEL` for the mean of ours less that of the other; unbounded where it has no sense.
+
+    That is for single values, and for fewer than `ENOUGH` on each side that do not differ among themselves.
+
+    Examples
+    --------
+    >>> from bnengine.study.points import interval
+    >>> interval([0.85, 0.86, 0.87], [0.80, 0.81, 0.82])
+    (0.02..., 0.07...)
+    """
+    from scipy.stats import t
+
+    apart = statistics.fmean(ours) - statistics.fmean(other)
+    if min(len(ours), len(other)) < 2:
+        return -math.inf, math.inf
+    errors = [statistics.variance(values) / len(values) for values in (ours, other)]
+    if not any(errors):
+        return (apart, apart) if len(ours) >= ENOUGH or apart == 0 else (-math.inf, math.inf)
+    parts = sum(error**2 / (len(values) - 1) for error, values in zip(errors, (ours, other), strict=True))
+    reach = float(t.ppf((1 + LEVEL) / 2, sum(errors) ** 2 / parts)) * math.sqrt(sum(errors))
+    return apart - reach, apart + reach
 
 
 def shown(value: float | str) -> str:
@@ -88,15 +144,19 @@ def points(rows: Iterable[Row]) -> list[Point]:
     found = [_point(key, seeds) for key, seeds in gathered.items()]
     best: dict[tuple[str, str], float] = {}
     for point in found:
-        best[point[:2]] = max(best.get(point[:2], 0.0), point.mean)
+        best[point[:2]] = max(best.get(point[:2], 0.0), point.choice_mean)
     # The slack of 1e-9 is for sums that round: exactly two points lost are still within two points.
-    return [point._replace(usable=point.mean >= best[point[:2]] - MARGIN - 1e-9) for point in found]
+    return [point._replace(usable=point.choice_mean >= best[point[:2]] - MARGIN - 1e-9) for point in found]
 
 
 def _point(key: tuple[str, str, str, float | str, float], rows: list[Row]) -> Point:
-    accuracies = tuple(row["test_accuracy"] for row in rows)
-    steps = tuple(row["steps_to_target"] for row in rows)
-    return Point(*key, accuracies, steps, sum(row["diverged"] for row in rows), False)
+    names = ("test_accuracy", "steps_to_target")
+    accuracies, steps = (tuple(row[name] for row in rows) for name in names)
+    if "validation_accuracy" in rows[0]:
+        names = ("validation_accuracy", "validation_steps_to_target")
+    choice_accuracies, choice_steps = (tuple(row[name] for row in rows) for name in names)
+    diverged = sum(row["diverged"] for row in rows)
+    return Point(*key, accuracies, steps, diverged, choice_accuracies, choice_steps)
 
 
 def panels(found: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:

@@ -24,8 +24,14 @@ from ..training.evaluation import evaluate
 from ..training.step import train_step
 from .experiments import WIDTH, Run
 
+PARTS = {"test": "test_accuracy", "validation": "validation_accuracy"}
+"""Of the rows, those that are looked at, and what a row and a curve call their accuracy."""
+
 LOOKED = 2000
-"""Test rows at most, the first ones, that a look during training takes; the end takes all."""
+"""Rows of each part at most, the first ones, that a look during training takes; the end takes all."""
+
+VALIDATION = 0.1
+"""Part of the training rows that settings are chosen by; the test rows say how well what was chosen does."""
 
 PERCENTILES = (15, 50, 85)
 """Of the paper's figure 1."""
@@ -40,6 +46,8 @@ class Problem:
 
     x: HostArray
     y: HostArray
+    x_validation: HostArray
+    y_validation: HostArray
     x_test: HostArray
     y_test: HostArray
     classes: int
@@ -50,15 +58,16 @@ class Problem:
         dataset = data.load(source)
         if dataset.task != "classification":
             raise DataError(f"data: the study needs classes to learn, and {source} has values")
-        if len(dataset.x_train) < 2:
-            raise DataError(f"data: {source} has too few rows to train on")
-        layer, backend = Standardize(dataset.features), make_backend("numpy")
-        state = layer.measure(dataset.x_train, backend)
-        x, x_test = (
-            layer.forward({}, state, backend.asarray(rows), Context(training=False))[0]
-            for rows in (dataset.x_train, dataset.x_test)
+        x, x_validation, y, y_validation = data.hold_out(
+            dataset.x_train, dataset.y_train, VALIDATION, seed=0, stratify=True
         )
-        return cls(x, dataset.y_train, x_test, dataset.y_test, len(dataset.classes))
+        layer, backend = Standardize(dataset.features), make_backend("numpy")
+        state = layer.measure(x, backend)
+        x, x_validation, x_test = (
+            layer.forward({}, state, backend.asarray(rows), Context(training=False))[0]
+            for rows in (x, x_validation, dataset.x_test)
+        )
+        return cls(x, y, x_validation, y_validation, x_test, dataset.y_test, len(dataset.classes))
 
     @property
     def chance(self) -> float:
@@ -84,28 +93,33 @@ def train(run: Run, problem: Problem, target: float) -> tuple[Row, Curve]:
     A run whose loss is not finite stops there. It counts with the accuracy of guessing.
     """
     began = time.perf_counter()
-    curve: Curve = {name: [] for name in ("step", "loss", "test_accuracy")}
-    accuracy, diverged_at = problem.chance, None
-    for step, loss, test in _trained(run, problem, curve):
-        if not np.isfinite([loss, test.get("loss", 0.0)]).all():
-            accuracy, diverged_at = problem.chance, step
+    curve: Curve = {name: [] for name in ("step", "loss", *PARTS.values())}
+    diverged_at = None
+    for step, loss, seen in _trained(run, problem, curve):
+        if not np.isfinite([loss, *(part["loss"] for part in seen.values())]).all():
+            diverged_at = step
             break
-        if test:
-            accuracy = test["accuracy"]
+        if seen:
             curve["step"].append(step)
             curve["loss"].append(loss if run.dtype == "float64" else float(f"{loss:.6g}"))
-            curve["test_accuracy"].append(accuracy)
-    reached = [step for step, accuracy in zip(curve["step"], curve["test_accuracy"], strict=True) if accuracy >= target]
+            for part, name in PARTS.items():
+                curve[name].append(seen[part]["accuracy"])
     row = {
         **dataclasses.asdict(run),
         "network": run.network,
         "seconds": round(time.perf_counter() - began, 2),
-        "test_accuracy": accuracy,
-        "steps_to_target": reached[0] if reached else None,
+        **{name: curve[name][-1] if diverged_at is None else problem.chance for name in PARTS.values()},
+        "steps_to_target": _first_step(curve, "test_accuracy", target),
+        "validation_steps_to_target": _first_step(curve, "validation_accuracy", target),
         "diverged": diverged_at is not None,
         "diverged_at": diverged_at,
     }
     return row, curve
+
+
+def _first_step(curve: Curve, name: str, target: float) -> int | None:
+    """The first step looked at that reaches the target; None where none does."""
+    return next((step for step, seen in zip(curve["step"], curve[name], strict=True) if seen >= target), None)
 
 
 def network(run: Run, inputs: int, outputs: int) -> Sequential:
@@ -140,7 +154,7 @@ def _draw_biases(params: Tree, seed: int, backend: Backend) -> None:
 
 
 def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, float, dict[str, Any]]]:
-    """(step, loss of its batch, test loss and accuracy at a look) for each step."""
+    """(step, loss of its batch, loss and accuracy of each of `PARTS` at a look) for each step."""
     backend = make_backend(run.backend, dtype=run.dtype, device=run.device)
     net = network(run, problem.x.shape[1], problem.classes)
     optimizer = BY_NAME[run.optimizer](run.learning_rate)
@@ -149,17 +163,19 @@ def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, fl
         _draw_biases(params, run.seed, backend)
     opt_state = optimizer.init(params)
     at = set(looks(run.steps))
-    test = problem.x_test.astype(run.dtype, copy=False), problem.y_test
+    parts = {"test": (problem.x_test, problem.y_test), "validation": (problem.x_validation, problem.y_validation)}
+    parts = {name: (x.astype(run.dtype, copy=False), labels) for name, (x, labels) in parts.items()}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some runs diverge: that is a result
         for step, rows in enumerate(itertools.islice(_batches(run, len(problem.x)), run.steps), 1):
             x, labels = backend.asarray(problem.x[rows]), backend.asarray(problem.y[rows])
             params, state, opt_state, loss = train_step(net, optimizer, params, state, opt_state, x, labels)
-            seen = {}
+            seen: dict[str, Any] = {}
             if step in at:
-                some = len(test[0]) if step == run.steps else LOOKED
-                seen = evaluate(net, params, state, (test[0][:some], test[1][:some]), backend=backend)
+                some = slice(None if step == run.steps else LOOKED)
+                for part, (x, labels) in parts.items():
+                    seen[part] = evaluate(net, params, state, (x[some], labels[some]), backend=backend)
                 if run.experiment == "section_4_1":
-                    _watch(net, params, state, backend.asarray(test[0][:LOOKED]), curve)
+                    _watch(net, params, state, backend.asarray(parts["test"][0][:LOOKED]), curve)
             yield step, float(loss), seen
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .points import Point, arm, panels, points, shown
+from .points import ENOUGH, LEVEL, Point, arm, interval, panels, points, shown
 from .running import Curve, Row
 
 ARMS = {"batch": "with batch normalisation", "none": "without it"}
@@ -27,6 +28,13 @@ class Panel(NamedTuple):
     points: Sequence[Point]
     curves: Sequence[Curve]
     target: float
+
+    def decide(self, wins: bool, otherwise: str) -> tuple[str, bool | None]:
+        """(end of the sentence, verdict) where no interval over the seeds is to be had."""
+        seeds = len(self.points[0].accuracies)
+        if seeds < ENOUGH:
+            return f" No verdict from {seeds} seed{'s' if seeds > 1 else ''}.", None
+        return ("", True) if wins else (otherwise, False)
 
     def arms(self) -> dict[str, list[Point]]:
         """The points of each arm."""
@@ -51,7 +59,7 @@ def sentences(rows: Sequence[Row], curves: Sequence[Curve], target: float) -> li
 
 def _fastest(panel: Panel) -> Said:
     """Steps to the target, each arm at its fastest setting. What was there at the first look may have been earlier."""
-    best = {norm: min(own, key=lambda point: point.mean_steps) for norm, own in panel.arms().items()}
+    best = {norm: min(own, key=lambda point: point.choice_mean_steps) for norm, own in panel.arms().items()}
     ours, other = (point.mean_steps for point in best.values())
     first = min((curve["step"][0] for curve in panel.curves if curve["step"]), default=0)
     said = [
@@ -64,14 +72,20 @@ def _fastest(panel: Panel) -> Said:
     if max(ours, other) <= first:
         yield f"{reached}: both were there at the first look.", None
         return
-    ratio = f", {other / ours:.1f} times as many" if math.isfinite(ours) and math.isfinite(other) else ""
-    tail = "" if ours < other else " Batch normalisation is not faster here."
-    yield f"{reached}{ratio}.{tail}", ours < other
+    if not (math.isfinite(ours) and math.isfinite(other)):
+        tail, wins = panel.decide(ours < other, " Batch normalisation is not faster here.")
+        yield f"{reached}.{tail}", wins
+        return
+    logarithms = [[math.log(step or math.inf) for step in point.steps_to_target] for point in best.values()]
+    low, high = (math.exp(end) for end in interval(*reversed(logarithms)))
+    times = f"{math.exp(statistics.fmean(logarithms[1]) - statistics.fmean(logarithms[0])):.1f} times as many"
+    tail = "" if low > 1 else " Batch normalisation is slower here." if high < 1 else " No difference is shown."
+    yield f"{reached}, {times} ({_interval(low, high, '.1f')}).{tail}", low > 1
 
 
 def _most_accurate(panel: Panel) -> Said:
-    """The best mean accuracy of each arm."""
-    best = {norm: max(own, key=lambda point: point.mean) for norm, own in panel.arms().items()}
+    """The mean accuracy of each arm at its best setting."""
+    best = {norm: max(own, key=lambda point: point.choice_mean) for norm, own in panel.arms().items()}
     said = [f"{_accuracy(point)} {ARMS[norm]} ({point.setting})" for norm, point in best.items()]
     verdict, wins = _verdict(best["batch"], best["none"])
     yield f"best mean test accuracy {said[0]}, {said[1]}: {verdict}.", wins
@@ -82,13 +96,26 @@ def _accuracy(point: Point) -> str:
 
 
 def _verdict(ours: Point, other: Point) -> tuple[str, bool]:
-    """Higher or lower where the ranges of the seeds do not meet."""
-    apart = f"by {100 * abs(ours.mean - other.mean):.1f} points"
-    if ours.low > other.high:
-        return f"higher with it {apart}", True
-    if ours.high < other.low:
-        return f"lower with it {apart}, batch normalisation does not win", False
-    return "the seeds overlap, batch normalisation does not win", False
+    """Higher or lower with batch normalisation where the interval excludes no difference."""
+    low, high = _difference(ours, other)
+    said = f"by {100 * abs(ours.mean - other.mean):.1f} points ({_interval(low, high, '+.1f')})"
+    if low > 0:
+        return f"higher with it {said}", True
+    if high < 0:
+        return f"lower with it {said}, batch normalisation does not win", False
+    return f"no difference is shown ({_interval(low, high, '+.1f')} points), batch normalisation does not win", False
+
+
+def _difference(ours: Point, other: Point) -> tuple[float, float]:
+    """The interval of the difference of the accuracies, in points."""
+    low, high = interval(ours.accuracies, other.accuracies)
+    return 100 * low, 100 * high
+
+
+def _interval(low: float, high: float, digits: str) -> str:
+    if not math.isfinite(high):
+        return "too few seeds for an interval"
+    return f"Welch's {LEVEL:.0%} interval {low:{digits}} to {high:{digits}}"
 
 
 def _diverged(panel: Panel) -> Said:
@@ -126,24 +153,24 @@ def _range(scan: Sequence[tuple[float, bool]]) -> tuple[str, float]:
     return f"{count} of {len(scan)}, {reach} ({decades:.1f} decades)", decades
 
 
-def _ranges(what: str, scanned: Callable[[Point], float], arms: dict[str, list[Point]]) -> Said:
+def _ranges(what: str, scanned: Callable[[Point], float], panel: Panel, arms: dict[str, list[Point]]) -> Said:
     found = {norm: _range([(scanned(point), point.usable) for point in own]) for norm, own in arms.items()}
     (ours, wide), (other, narrow) = found.values()
-    tail = "" if wide > narrow + 1e-9 else " Batch normalisation does not widen the range here."
-    yield f"usable {what} with batch normalisation: {ours}; without it: {other}.{tail}", not tail
+    tail, wins = panel.decide(wide > narrow + 1e-9, " Batch normalisation does not widen the range here.")
+    yield f"usable {what} with batch normalisation: {ours}; without it: {other}.{tail}", wins
 
 
 def _rates(panel: Panel) -> Said:
-    yield from _ranges("learning rates", lambda point: point.learning_rate, panel.arms())
+    yield from _ranges("learning rates", lambda point: point.learning_rate, panel, panel.arms())
 
 
 def _scales(panel: Panel) -> Said:
-    yield from _ranges("factors of the initial weights", lambda point: float(point.value), panel.arms())
+    yield from _ranges("factors of the initial weights", lambda point: float(point.value), panel, panel.arms())
 
 
 def _rates_by_value(panel: Panel) -> Said:
     for value, own in _by_value(panel).items():
-        yield from _ranges(f"learning rates of {shown(value)}", lambda point: point.learning_rate, own)
+        yield from _ranges(f"learning rates of {shown(value)}", lambda point: point.learning_rate, panel, own)
 
 
 def _by_value(panel: Panel) -> dict[float | str, dict[str, list[Point]]]:
@@ -160,18 +187,18 @@ def _deepest(panel: Panel) -> Said:
     reach = {norm: [float(p.value) for p in own if p.mean >= panel.target] for norm, own in panel.arms().items()}
     ours, other = (max(depths, default=0) for depths in reach.values())
     said = [f"{depth:g} hidden layers" if depth else "none" for depth in (ours, other)]
-    tail = "" if ours > other else " Batch normalisation does not train a deeper one here."
+    tail, wins = panel.decide(ours > other, " Batch normalisation does not train a deeper one here.")
     reached = f"{said[0]} with batch normalisation, {said[1]} without it.{tail}"
-    yield f"deepest network whose mean test accuracy reaches {panel.target:g}: {reached}", ours > other
+    yield f"deepest network whose mean test accuracy reaches {panel.target:g}: {reached}", wins
 
 
 def _losses(what: str, panel: Panel) -> Said:
-    """The values at which every seed of the best without is better than every seed of the best with."""
+    """The values at which the best setting with it is less accurate than the best without."""
     best = {
-        value: [max(own, key=lambda point: point.mean) for own in arms.values()]
+        value: [max(own, key=lambda point: point.choice_mean) for own in arms.values()]
         for value, arms in _by_value(panel).items()
     }
-    lost = [(value, ours, other) for value, (ours, other) in best.items() if ours.high < other.low]
+    lost = [(value, ours, other) for value, (ours, other) in best.items() if _difference(ours, other)[1] < 0]
     if lost:
         said = [f"{shown(value)} ({ours.mean:.3f} with, {other.mean:.3f} without)" for value, ours, other in lost]
         yield f"batch normalisation loses with this many {what}: {', '.join(said)}.", False
@@ -188,13 +215,14 @@ def _small_losses(panel: Panel) -> Said:
 def _position(panel: Panel) -> Said:
     """Before against after the activation, each at its best learning rate."""
     before, after = (
-        max((point for point in panel.points if point.value == value), key=lambda point: point.mean)
+        max((point for point in panel.points if point.value == value), key=lambda point: point.choice_mean)
         for value in ("pre", "post")
     )
-    apart = f"by {100 * abs(before.mean - after.mean):.1f} points"
-    verdict = "the seeds overlap"
-    if before.low > after.high or before.high < after.low:
-        verdict = f"{'before' if before.mean > after.mean else 'after'} is higher {apart}"
+    low, high = _difference(after, before)
+    verdict = f"no difference is shown ({_interval(low, high, '+.1f')} points)"
+    if low > 0 or high < 0:
+        apart = f"by {abs(low + high) / 2:.1f} points ({_interval(low, high, '+.1f')})"
+        verdict = f"{'after' if low > 0 else 'before'} is higher {apart}"
     said = [f"{_accuracy(point)} (learning rate {point.learning_rate:g})" for point in (before, after)]
     yield f"normalised before the activation {said[0]}, after it {said[1]}: {verdict}.", None
 
@@ -220,19 +248,15 @@ def _movement(panel: Panel) -> Said:
     """How far the median of the watched unit's input wanders, in widths between its outer percentiles."""
     drifts: dict[str, list[float]] = {norm: [] for norm in ARMS}
     for curve in panel.curves:
-        low, middle, high = zip(*curve["input_percentiles"], strict=True)
-        width = sum(b - a for a, b in zip(low, high, strict=True)) / len(low)
+        least, middle, most = zip(*curve["input_percentiles"], strict=True)
+        width = sum(b - a for a, b in zip(least, most, strict=True)) / len(least)
         drifts[curve["norm"]].append((max(middle) - min(middle)) / width)
-    ours, other = (sum(drift) / len(drift) for drift in drifts.values())
-    tail = "" if ours < other else " Batch normalisation does not hold it still here."
-    said = f"{ours:.2f} {ARMS['batch']}, {other:.2f} {ARMS['none']}"
-    yield (
-        (
-            f"over training the median input of the watched unit moves, in widths from its 15th to its 85th percentile, "
-            f"by {said}.{tail}"
-        ),
-        ours < other,
-    )
+    ours, other = (statistics.fmean(drift) for drift in drifts.values())
+    low, high = interval(drifts["batch"], drifts["none"])
+    tail = "" if high < 0 else " It moves more with it." if low > 0 else " No difference is shown."
+    said = f"{ours:.2f} {ARMS['batch']}, {other:.2f} {ARMS['none']} ({_interval(low, high, '+.2f')})"
+    moves = "over training the median input of the watched unit moves, in widths from its 15th to its 85th percentile,"
+    yield f"{moves} by {said}.{tail}", high < 0
 
 
 def _learned(panel: Panel) -> Said:

@@ -35,7 +35,7 @@ def main() -> None:
 
 def _make_small() -> None:
     from bnengine.bench.gpu import events, normalization, steps
-    from bnengine.bench.steps import Network
+    from bnengine.bench.networks import Network
 
     from . import checks, streams
 

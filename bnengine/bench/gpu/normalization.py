@@ -13,7 +13,7 @@ from ... import functional as F
 from ..._typing import Array
 from ...kernels import cuda, reference
 from ...kernels.cuda.layout import laid_out, memory
-from ..normalization import EPS, Shape
+from ..normalization import EPS, Shape, as_written, largest_error
 from ..timing import COMPILED, JAX, OURS, PORTABLE, PYTORCH, REFERENCE, Builder, Contender
 from .shared import dtype_of, from_tensor, jax_array, tensor, tied
 
@@ -50,32 +50,15 @@ class Case:
     @functools.cached_property
     def truth(self) -> tuple[Array, ...]:
         """y; or dx, dgamma, dbeta."""
-        axes = tuple(i for i in range(self.x.ndim) if i != self.axis)
-        wide = tuple(-1 if i == self.axis else 1 for i in range(self.x.ndim))
-        x = self.x.astype(cupy.float64)
-        gamma, beta, mean, var = (
-            v.astype(cupy.float64).reshape(wide) for v in (self.gamma, self.beta, self.mean, self.var)
+        x, dy, gamma, beta, mean, var = (
+            a.astype(cupy.float64) for a in (self.x, self.dy, self.gamma, self.beta, self.mean, self.var)
         )
-        if self.work != "inference":
-            mean, var = x.mean(axis=axes, keepdims=True), x.var(axis=axes, keepdims=True)
-        inv_std = 1 / cupy.sqrt(var + EPS)
-        xhat = (x - mean) * inv_std
-        if self.work != "backward":
-            return (gamma * xhat + beta,)
-        dy = self.dy.astype(cupy.float64)
-        dgamma, dbeta = (dy * xhat).sum(axis=axes, keepdims=True), dy.sum(axis=axes, keepdims=True)
-        n = x.size // self.gamma.size
-        return gamma * inv_std * (dy - dbeta / n - xhat * dgamma / n), dgamma.reshape(-1), dbeta.reshape(-1)
-
-    def error(self, results: Any) -> float:
-        """The largest error of any result, as a part of that result's largest value."""
-        worst = 0.0
-        for right, got in zip(self.truth, results, strict=False):
-            if got.shape != right.shape:
-                raise ValueError(f"expected a result of shape {right.shape}, got {got.shape}")
-            off = cupy.max(cupy.abs(got.astype(cupy.float64) - right)) / cupy.max(cupy.abs(right))
-            worst = float(np.maximum(worst, float(off)))  # maximum keeps NaN
-        return worst
+        if self.work == "inference":
+            wide = tuple(-1 if i == self.axis else 1 for i in range(x.ndim))
+            scale = gamma / cupy.sqrt(var + EPS)
+            return ((x - mean.reshape(wide)) * scale.reshape(wide) + beta.reshape(wide),)
+        y, *gradients = as_written(x, gamma, beta, dy, self.axis, relu=False)[0]
+        return (y,) if self.work == "training forward" else tuple(gradients)
 
     def contender(
         self,
@@ -87,7 +70,12 @@ class Case:
     ) -> Contender:
         """One whose call returns y, or dx, dgamma, dbeta, and maybe more; `taken` brings them to CuPy in order."""
         return Contender(
-            family, call, lambda: self.error(taken(call())), TOLERANCE[self.dtype], variant=variant, **more
+            family,
+            call,
+            lambda: largest_error(self.truth, taken(call())),
+            TOLERANCE[self.dtype],
+            variant=variant,
+            **more,
         )
 
     @property

@@ -7,20 +7,20 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
-from .. import peers, steps
+from .. import networks, peers, steps
 from ..timing import COMPILED, JAX, OURS, PYTORCH, Builder, Contender
 from .shared import jax_array, tensor, tied
 
 NETWORKS = (
-    steps.Network((784, 256, 256, 256, 10), 128),
-    steps.Network((784, 4096, 4096, 4096, 10), 8192),
+    networks.Network((784, 256, 256, 256, 10), 128),
+    networks.Network((784, 4096, 4096, 4096, 10), 8192),
 )
 
 
-class Case(steps.Case):
+class Case(networks.Case):
     """A network whose parameters and batches are on the device."""
 
-    def __init__(self, network: steps.Network, dtype: str, seed: int = 0) -> None:
+    def __init__(self, network: networks.Network, dtype: str, seed: int = 0) -> None:
         super().__init__(network, dtype, seed, "cupy")
 
 

@@ -1,0 +1,193 @@
+"""Networks whose training steps are measured, with their batches and, in NumPy, the losses that steps should have."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .._typing import Array
+from ..backends import as_numpy, backend
+from ..networks import mlp
+from .timing import Contender
+
+CHECKED = 6
+"""Steps on the first batch whose losses are compared with those of a float64 network."""
+
+BATCHES = 8
+"""Batches that a contender goes round, so that the gradients do not die away while it is timed."""
+
+TOLERANCE = 1e-4
+"""Part of the fall of the loss. A gradient left out takes more; rounding and another place of Adam's eps take less."""
+
+MOMENTUM, EPS = 0.1, 1e-5
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+
+Step = Callable[[Any, Any], Any]
+"""From a batch and its labels to the loss, having updated what it holds."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and how it is trained."""
+
+    sizes: tuple[int, ...]
+    batch: int
+    activation: str = "relu"
+    optimizer: str = "adam"
+    norm: bool = True
+
+    @property
+    def name(self) -> str:
+        sizes = "-".join(map(str, self.sizes))
+        return f"{sizes} {'BN ' if self.norm else ''}{self.activation}, batch {self.batch}, {self.optimizer}"
+
+    @property
+    def rate(self) -> float:
+        return {"adam": 1e-3, "sgd": 0.1}[self.optimizer]
+
+
+FIXED = (
+    Network((784, 256, 256, 256, 10), 128),
+    Network((784, 100, 100, 100, 10), 60, "sigmoid", "sgd"),
+    Network((784, 256, 256, 256, 10), 128, norm=False),
+)
+"""A common network; that of the batch normalisation paper, section 4.1; and one that scikit-learn can train too."""
+
+
+class Case:
+    """A network with its first parameters, its batches, and the losses that its first steps should have."""
+
+    steady = True
+
+    def __init__(self, network: Network, dtype: str, seed: int = 0, library: str = "numpy") -> None:
+        rng = np.random.default_rng(seed)
+        kind: Any = np.dtype(dtype)
+        inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
+        self.network, self.dtype, self.seed = network, dtype, seed
+        self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
+        self.backend = backend(library, dtype=dtype)
+        drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
+        self.batches = [(self.backend.asarray(x), self.backend.asarray(labels)) for x, labels in drawn]
+
+    def layers(self) -> list[dict[str, Array]]:
+        """The first parameters, anew: weight and gamma, beta or bias of each layer, the output layer last."""
+        params, _ = self.net.init(0, backend=self.backend)
+        found: list[dict[str, Array]] = []
+        for key in sorted(params, key=int):
+            if "weight" in params[key]:
+                found.append({})
+            found[-1] |= params[key]
+        return found
+
+    def redrawn(self) -> Case:
+        """The same on other data. Where a value lies within rounding of ReLU's corner, the losses of right steps
+        part for good, as they now and then do in a deep network; those of a wrong step do on any data."""
+        return type(self)(self.network, self.dtype, self.seed + 1)
+
+    @functools.cached_property
+    def truth(self) -> list[float]:
+        """Losses of the first steps in float64."""
+        step = Written(self, np.float64)
+        x, labels = self.batches[0]
+        return [float(step(x.astype(np.float64), labels)) for _ in range(CHECKED)]
+
+    def contender(
+        self,
+        family: str,
+        step: Step,
+        variant: str = "",
+        prepare: Callable[[], Any] | None = None,
+        asarray: Callable[[Array], Any] = lambda array: array,
+    ) -> Contender:
+        """One that goes through the batches, which `asarray` makes the library's own."""
+        batches = [(asarray(x), asarray(labels)) for x, labels in self.batches]
+        turn = itertools.cycle(batches)
+
+        def call() -> Any:
+            return step(*next(turn))
+
+        def error() -> float:
+            losses = [float(as_numpy(step(*batches[0]))) for _ in range(CHECKED)]
+            off = np.abs(np.asarray(losses) - self.truth)
+            return float(np.max(off) / (self.truth[0] - self.truth[-1]))
+
+        ready = {} if prepare is None else {"prepare": prepare}
+        return Contender(family, call, error, TOLERANCE, variant, **ready)
+
+
+class Written:
+    """A step as people write it in NumPy. In float64 it is what the others are checked against."""
+
+    def __init__(self, case: Case, dtype: Any) -> None:
+        self.network = case.network
+        self.layers = [{name: a.astype(dtype) for name, a in layer.items()} for layer in case.layers()]
+        self.running = [{"mean": np.zeros_like(p["gamma"]), "var": np.ones_like(p["gamma"])} for p in self._normalized]
+        self.first, self.second = (
+            [{name: np.zeros_like(a) for name, a in layer.items()} for layer in self.layers] for _ in range(2)
+        )
+        self.steps = 0
+
+    @property
+    def _normalized(self) -> list[dict[str, Array]]:
+        return self.layers[:-1] if self.network.norm else []
+
+    def __call__(self, x: Array, labels: Array) -> Any:
+        a, saved = x, []
+        for i, layer in enumerate(self.layers[:-1]):
+            z, norm = a @ layer["weight"], None
+            if self.network.norm:
+                z, norm = self._normalize(i, z)
+            else:
+                z = z + layer["bias"]
+            h = np.maximum(z, 0) if self.network.activation == "relu" else 1 / (1 + np.exp(-z))
+            saved.append((a, norm, h))
+            a = h
+        logits = a @ self.layers[-1]["weight"] + self.layers[-1]["bias"]
+        p = np.exp(logits - logits.max(axis=1, keepdims=True))
+        p /= p.sum(axis=1, keepdims=True)
+        rows = np.arange(len(x), like=x)
+        loss = -np.log(p[rows, labels]).mean()
+        p[rows, labels] -= 1
+        self._update(self._backward(p / len(x), a, saved))
+        return loss
+
+    def _normalize(self, i: int, z: Array) -> tuple[Array, Any]:
+        p, running, n = self.layers[i], self.running[i], len(z)
+        mean, var = z.mean(axis=0), z.var(axis=0)
+        running["mean"] = (1 - MOMENTUM) * running["mean"] + MOMENTUM * mean
+        running["var"] = (1 - MOMENTUM) * running["var"] + MOMENTUM * var * (n / (n - 1))
+        inv_std = 1 / np.sqrt(var + z.dtype.type(EPS))
+        xhat = (z - mean) * inv_std
+        return p["gamma"] * xhat + p["beta"], (xhat, inv_std)
+
+    def _backward(self, d: Array, last: Array, saved: list[Any]) -> list[dict[str, Array]]:
+        grads = [{"weight": last.T @ d, "bias": d.sum(axis=0)}]
+        for i in reversed(range(len(saved))):
+            a, norm, h = saved[i]
+            d = d @ self.layers[i + 1]["weight"].T
+            d = d * (h > 0) if self.network.activation == "relu" else d * h * (1 - h)
+            grad = {"bias": d.sum(axis=0)}
+            if norm is not None:
+                xhat, inv_std = norm
+                n, grad = len(d), {"gamma": (d * xhat).sum(axis=0), "beta": d.sum(axis=0)}
+                d = self.layers[i]["gamma"] * inv_std / n * (n * d - grad["beta"] - xhat * grad["gamma"])
+            grads.insert(0, {"weight": a.T @ d, **grad})
+        return grads
+
+    def _update(self, grads: list[dict[str, Array]]) -> None:
+        self.steps += 1
+        rate, b1, b2 = self.network.rate, ADAM["beta1"], ADAM["beta2"]
+        for p, g, m, v in zip(self.layers, grads, self.first, self.second, strict=True):
+            for name in p:
+                if self.network.optimizer == "sgd":
+                    p[name] -= rate * g[name]
+                    continue
+                m[name] = b1 * m[name] + (1 - b1) * g[name]
+                v[name] = b2 * v[name] + (1 - b2) * g[name] ** 2
+                size = np.sqrt(v[name] / (1 - b2**self.steps)) + ADAM["eps"]
+                p[name] -= rate * (m[name] / (1 - b1**self.steps)) / size
