@@ -101,6 +101,7 @@ def loss_sum(loss: str, output: Array, targets: Array) -> tuple[Array, Array]:
 
 
 def loss_function(name: str) -> Callable[[Array, Array], tuple[Array, Array]]:
+    """(output, targets) -> (mean over rows, its gradient by the output)."""
     one_of("loss", name, LOSSES)
     return LOSSES[name]
 
@@ -127,6 +128,7 @@ def compiled(net: Sequential, backend: Backend, training: bool) -> Callable[...,
 
 
 def warn_if_unused(state: Tree) -> None:
+    """Say that inference would use running statistics that no batch was averaged into."""
     instance("state", state, dict, "a nested dict of arrays such as Sequential.init gives")
     values = [(key, value) for key, value in state.items() if isinstance(value, dict)]
     unused = [key for key, value in values if type(value.get("batches")) is int and value["batches"] == 0]
