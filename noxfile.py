@@ -117,7 +117,7 @@ def crashes(session: nox.Session) -> None:
 
 @nox.session(default=False)
 def mutate(session: nox.Session) -> None:
-    """Faults drawn by seed and put into the code one at a time: what share does the suite see? (an hour)"""
+    """Faults drawn by seed and put into the code one at a time: what share does the suite see (an hour)."""
     session.install("-e", ".[test]", *group("libraries"))
     session.run("python", "tests/programs/mutate.py", *session.posargs)
 

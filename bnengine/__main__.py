@@ -1,4 +1,4 @@
-"""python -m bnengine"""
+"""What `python -m bnengine` runs."""
 
 import sys
 

@@ -174,6 +174,7 @@ class Mpi(Communicator):
         self._takes_device_memory = "cuda" in (comm.Get_info().get("mpi_memory_alloc_kinds") or "")
 
     def together(self) -> bool:
+        """Two seconds are given to the others."""
         try:
             _wait(self._endings.Ibarrier().Test, 2.0)
         except RankError:
@@ -181,6 +182,7 @@ class Mpi(Communicator):
         return True
 
     def abort(self, status: int) -> NoReturn:
+        """Ends every process of the launcher."""
         time.sleep(0.5)  # for the launcher to pass on what has been said: it ends with the processes
         self._comm.Abort(status)
         os._exit(status)  # where the launcher is slow to end this process too
@@ -233,9 +235,11 @@ class Nccl(Communicator):
         self._plus = nccl.NCCL_SUM
 
     def together(self) -> bool:
+        """Over MPI: NCCL waits for ever for a rank that has gone."""
         return self._control.together()
 
     def abort(self, status: int) -> NoReturn:
+        """Over MPI."""
         self._control.abort(status)
 
     def _sum(self, a: Array) -> Array:
@@ -275,6 +279,7 @@ class Shares:
 
     @property
     def total(self) -> int:
+        """Rows of all ranks."""
         return self.ends[-1]
 
     @property

@@ -95,6 +95,37 @@ def test_cupy_devices_that_are_not_there(monkeypatch):
         backends._device("cupy", "cuda:9")
 
 
+def test_the_oldest_version_of_the_standard_that_is_promised():
+    """docs/compatibility.md names it: array-api-strict then offers nothing that came later."""
+    strict = need("array_api_strict")
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((20, 3)), np.arange(20) % 3
+    with strict.ArrayAPIStrictFlags(api_version="2023.12"):
+        x = strict.asarray(rows[0])
+        for name in ("relu", "leaky_relu", "sigmoid", "tanh", "identity"):
+            getattr(bn, f"{name}_backward")(x, getattr(bn, name)(x))
+        y, residuals = bn.batch_norm(x, activation="relu")
+        gradients = bn.batch_norm_backward(y, residuals)
+        running = bn.RunningStats.init(3, like=x).update(residuals)
+        assert bn.normalize_backward(gradients.x, x, running.mean, running.var).x.shape == x.shape
+        assert bn.mean_squared_error(y, x)[1].shape == x.shape
+        assert bn.binary_cross_entropy(y[:, 0], strict.zeros_like(x[:, 0]))[1].shape == (20,)
+        for name in ("sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw"):
+            fitted = bn.fit(
+                bn.mlp([3, 4, 3], standardize=True),
+                getattr(bn.optimizers, name)(
+                    bn.optimizers.warm_up(bn.optimizers.cosine(0.01, steps=9), steps=2), clip=1.0
+                ),
+                rows,
+                validation=rows,
+                epochs=2,
+                batch_size=8,
+                backend="array-api-strict",
+            )
+            assert np.isfinite(fitted.history[-1]["validation_loss"])
+    assert strict.get_array_api_strict_flags()["api_version"] != "2023.12"
+
+
 def test_the_list_says_why_not():
     rows = {row.name: row for row in backends.listed()}
     assert rows["numpy"].usable

@@ -76,7 +76,7 @@ def is_array(x: Any) -> bool:
 
 
 def dtype_name(x: Array) -> str:
-    """ "float32" for float32 of any library."""
+    """The name without its library's: "float32"."""
     return str(x.dtype).rpartition(".")[2]
 
 

@@ -48,6 +48,7 @@ def checked_rows(name: str, rows: Any, net: Sequential, loss: str | Loss, ranks:
 
 
 def checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any]:
+    """The rows as finite floating host values of the network's width."""
     instance("net", net, Sequential, "a Sequential")
     x = _as_host(name, rows)
     if x.ndim != 2 or (net.inputs is not None and x.shape[1] != net.inputs):
@@ -63,6 +64,7 @@ def checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any
 
 
 def on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:
+    """Inputs and targets as arrays of the backend."""
     return backend.asarray(rows[0]), backend.asarray(rows[1])
 
 
