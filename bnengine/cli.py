@@ -14,10 +14,10 @@ from typing import Any, NoReturn
 
 from . import __version__, backends
 from .arguments import ConfigError
-from .options import Options, add_options
+from .options import add_options
 from .parallel import Communicator
 from .runs import interrupts
-from .runs.config import FIELDS, Config, resolve
+from .runs.config import Config, resolve
 from .runs.interrupts import Interrupted
 from .training import running_statistics
 
@@ -96,8 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="bnengine", description="Batch-normalised networks on any array library.")
     parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
     commands = parser.add_subparsers(dest="command", title="commands", metavar="COMMAND")
-    train = _command(commands, "train", _train, "train a network on data and write a run directory")
-    _add_options(train, Config)
+    add_options(_command(commands, "train", _train, "train a network on data and write a run directory"), Config)
     evaluate = _command(commands, "evaluate", _evaluate, "measure a trained run on data")
     evaluate.add_argument("directory", metavar="RUN", help="directory of the run")
     evaluate.add_argument("--data", metavar="DATA", help="default: the test part of the run's own data")
@@ -109,20 +108,12 @@ def _parser() -> argparse.ArgumentParser:
     for command in (evaluate, predict):
         add_options(command, Config, ("backend", "device"))
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
-    _add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
-    _add_options(
-        _command(commands, "bench", _bench, "measure against the memory limit and other libraries"), bench.Options
-    )
+    add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
+    words = "measure against the memory limit and other libraries"
+    add_options(_command(commands, "bench", _bench, words), bench.Options)
     warmup = _command(commands, "warmup", _warmup, "compile the kernels ahead of their first use")
     warmup.add_argument("--dtype", choices=("float32", "float64"), help="default: both")
     return parser
-
-
-def _add_options(command: argparse.ArgumentParser, cls: type[Options]) -> None:
-    command.add_argument(
-        "--config", metavar="FILE", help="TOML file with any of these options, under their names with _"
-    )
-    add_options(command, cls)
 
 
 def _command(commands: Any, name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -142,8 +133,8 @@ def _train(options: argparse.Namespace) -> int:
     from . import parallel
 
     given = vars(options)
-    asked = given.get("distributed", "none")
-    communicator = parallel.join(asked, timeout=given.get("timeout", FIELDS["timeout"].default))
+    asked = given.get("distributed", Config.distributed)
+    communicator = parallel.join(asked, timeout=given.get("timeout", Config.timeout))
     try:  # from here on the ranks that were asked for answer together
         config = resolve(given, _config_file(given))
         if config.distributed != asked:  # only the file says it

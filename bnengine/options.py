@@ -114,7 +114,10 @@ def _text(value: Any) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser, cls: type[Options], names: Iterable[str] | None = None) -> None:
-    """Options of a command, all of them or these, to a parser."""
+    """Options of a command to a parser: these, or all of them and --config for a file that holds some."""
+    if names is None:
+        words = "TOML file with any of these options, under their names with _"
+        parser.add_argument("--config", metavar="FILE", help=words)
     for name in fields(cls) if names is None else names:
         about, kind, flag = fields(cls)[name].metadata, kinds(cls)[name], "--" + name.replace("_", "-")
         shown = default_text(cls, name)

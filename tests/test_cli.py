@@ -17,8 +17,9 @@ from libraries import need
 import bnengine as bn
 from bnengine import data, trees
 from bnengine.cli import main
+from bnengine.options import fields
 from bnengine.runs import run_directory
-from bnengine.runs.config import FIELDS
+from bnengine.runs.config import Config
 
 QUICK = ["--epochs", "2", "--hidden", "32", "--batch-size", "50", "--learning-rate", "0.02"]
 
@@ -494,7 +495,7 @@ def test_resume_refuses_another_configuration(digits_run, capsys):
 def test_help_is_complete(capsys):
     status, out, _ = run(capsys, "train", "--help")
     assert status == 0
-    for name in (*FIELDS, "config", "debug"):
+    for name in (*fields(Config), "config", "debug"):
         assert f"--{name.replace('_', '-')}" in out, name
     assert run(capsys)[0] == 2
     assert run(capsys, "--version")[1] == f"bnengine {bn.__version__}\n"

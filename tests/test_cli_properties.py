@@ -14,22 +14,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bnengine.cli import main
-from bnengine.runs.config import FIELDS
+from bnengine.options import fields
+from bnengine.runs.config import Config
 
 TRAIN = ["train", "--data", "good.csv", "--epochs", "1", "--hidden", "2", "--batch-size", "20", "--device", "cpu"]
 COMMANDS = {
-    "train": ([*TRAIN, "--overwrite", "--out", "new"], [*FIELDS, "config"]),
-    "resume": ([*TRAIN, "--resume", "--out", "run"], [*FIELDS, "config"]),
+    "train": ([*TRAIN, "--overwrite", "--out", "new"], [*fields(Config), "config"]),
+    "resume": ([*TRAIN, "--resume", "--out", "run"], [*fields(Config), "config"]),
     "evaluate": (["evaluate", "run", "--data", "good.csv"], ["data", "label", "backend", "device"]),
     "predict": (["predict", "run", "--data", "good.csv"], ["data", "out", "backend", "device"]),
     "bench": (
         ["bench", "--kernels", "--shapes", "4x3", "--repeats", "1", "--contenders", "bnengine"],
-        ["shapes", "layout", "draw", "contenders", "dtype", "backend", "minutes", "out", "plot"],
+        ["shapes", "layout", "draw", "contenders", "dtype", "backend", "minutes", "out", "plot", "config"],
     ),
     # Fewer steps than a study takes, so that none begins.
     "study": (
         ["study", "--data", "good.csv", "--steps", "5", "--out", "study"],
-        ["experiment", "data", "seeds", "target", "jobs", "out"],
+        ["experiment", "data", "seeds", "target", "backend", "device", "dtype", "jobs", "out", "config"],
     ),
     "warmup": (["warmup", "--dtype", "none"], ["dtype"]),
     "backends": (["backends"], ["debug"]),

@@ -8,7 +8,7 @@ import pytest
 from bnengine import bench, study
 from bnengine.arguments import ConfigError
 from bnengine.options import fields
-from bnengine.runs.config import FIELDS, Config, resolve, to_toml
+from bnengine.runs.config import Config, resolve, to_toml
 
 
 def toml(text):
@@ -33,7 +33,7 @@ def test_every_option_can_stand_in_a_file():
     )
     text = to_toml(config)
     own = {"out", "resume", "overwrite", "distributed", "timeout"}  # where a run goes, not what it is
-    assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(FIELDS) - own
+    assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(fields(Config)) - own
     assert resolve({}, toml(text)) == config
     assert resolve({}, toml('out = "here"\nresume = true\n')).out == "here"
 

@@ -99,6 +99,10 @@ def test_other_idx_refusals(idx_directory):
     write_idx(idx_directory / "t10k-images-idx3-ubyte", np.zeros((3, 8, 8)))
     with pytest.raises(DataError, match=r"t10k has images \(3, 8, 8\) but labels \(360,\)"):
         data.load(str(idx_directory))
+    write_idx(idx_directory / "t10k-images-idx3-ubyte", np.zeros((0, 8, 8)))
+    write_idx(idx_directory / "t10k-labels-idx1-ubyte", np.zeros(0))
+    with pytest.raises(DataError, match=r"t10k has images \(0, 8, 8\) but labels \(0,\)"):
+        data.load(str(idx_directory))
 
 
 # ---- CSV

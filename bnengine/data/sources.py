@@ -168,7 +168,7 @@ def _open_idx(directory: Path, name: str, digests: dict[str, str] | None = None)
             raise DataError(f"{path}: not the published Fashion-MNIST file: SHA-256 of its contents is {digest}")
     x, y, x_test, y_test = found.values()
     for stem, images, marks in (("train", x, y), ("t10k", x_test, y_test)):
-        if images.ndim < 2 or marks.ndim != 1 or len(images) != len(marks):
+        if images.ndim < 2 or not images.size or marks.ndim != 1 or len(images) != len(marks):
             raise DataError(f"{directory}: {stem} has images {images.shape} but labels {marks.shape}")
     classes = tuple(str(i) for i in range(int(max(y.max(), y_test.max())) + 1))
     rows = {"train": np.arange(len(x)), "test": np.arange(len(x_test))}

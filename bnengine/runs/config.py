@@ -115,9 +115,6 @@ class Config(Options):
         return next((name for name in names if getattr(self, name) != getattr(now, name)), None)
 
 
-FIELDS = fields(Config)
-
-
 def resolve(given: dict[str, Any], file: str | None = None) -> Config:
     """The configuration from options given on the command line, then a TOML file, the environment, defaults.
 
