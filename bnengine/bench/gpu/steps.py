@@ -25,7 +25,7 @@ class Case(networks.Case):
 
 
 def _engine(case: Case) -> Iterator[Contender]:
-    yield case.contender(OURS, steps.trained(case))
+    yield case.contender(OURS, steps.make_step(case))
 
 
 def _torch(case: Case) -> Iterator[Contender]:
