@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import cupy
 
 from ... import provenance
-from .. import tables
+from .. import networks, tables
 from ..normalization import Shape
 from ..records import Record, Row
 from ..timing import Builder, Outcome, failed, rounded, time_is_over
@@ -40,7 +40,7 @@ def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> Non
                 _kernels(options, record, tell, group, shape, work)
     if options.measures("steps"):
         for network in steps.NETWORKS:
-            make = functools.partial(steps.Case, network, options.dtype, options.seed)
+            make = functools.partial(networks.Case, network, options.dtype, options.seed, "cupy")
             rows = _measure(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
             for line in tables.gpu_step_lines(rows, network.name, options.samples):
                 tell(line)
