@@ -75,7 +75,7 @@ def measured(parts: tuple[Part, ...], minutes: float, python: tuple[str, ...]) -
         "format": bench.FORMAT,
         "command": shlex.join(["python", "benchmarks/gpu_record.py", *sys.argv[1:]]),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **provenance.described(),
+        **provenance.describe(),
         "device": None,
         "kernels": {},
         **{name: {} for name in ("parts", "copies", "clocks", "time_to_accuracy")},

@@ -298,7 +298,7 @@ def record(ranks: list[int]) -> dict[str, object]:
     return {
         "command": "python benchmarks/scaling_mpi.py",
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **provenance.described(),
+        **provenance.describe(),
         "load": os.getloadavg(),
         "sizes": SIZES,
         "steps": compared,

@@ -106,7 +106,7 @@ FAMILIES: dict[str, Callable[[networks.Case], Trainer]] = {
 }
 
 
-def trained(case: networks.Case, trainer: Trainer, rows: data.Dataset, target: float, seed: int) -> dict[str, Any]:
+def train(case: networks.Case, trainer: Trainer, rows: data.Dataset, target: float, seed: int) -> dict[str, Any]:
     """A run: seconds and epochs until the target, None where it was not reached, and how the accuracy went."""
     x, y, x_test = map(case.backend.asarray, (rows.x_train, rows.y_train, rows.x_test))
     rng, held, seconds, first, history = np.random.default_rng(seed), trainer.asarray(x_test), 0.0, 0.0, []
@@ -149,13 +149,13 @@ def measured(options: argparse.Namespace, rows: data.Dataset) -> Iterator[dict[s
             continue
         case = networks.Case(network, "float32", seed, options.backend)
         try:
-            run = trained(case, make(case), rows, options.target, seed)
+            outcome = train(case, make(case), rows, options.target, seed)
         except ImportError as reason:
             yield {"contender": family, "seed": seed, "reason": str(reason), "kind": NOT_HERE}
         except Exception as reason:  # noqa: BLE001  one library's fault must not cost the others' figures
             yield {"seed": seed, **failed(family, reason)}
         else:
-            yield {"family": family, "seed": seed, **run}
+            yield {"family": family, "seed": seed, **outcome}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,7 +185,7 @@ def main(arguments: list[str] | None = None) -> int:
         "target": options.target,
         "hidden": options.hidden,
         "batch": BATCH,
-        **provenance.described(),
+        **provenance.describe(),
         "seconds": {family: {**spread(times), "runs": len(times)} for family, times in reached.items() if times},
         "rows": runs,
         "left_out": [row for row in done if "family" not in row],

@@ -30,6 +30,7 @@ class Range(NamedTuple):
     too_large: str | None = None
 
     def expected(self, value: float) -> str | None:
+        """What is expected in the place of this value; None where it will do."""
         if not value >= self.least:
             return self.words
         return None if value < self.below else self.too_large or self.words

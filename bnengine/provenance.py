@@ -37,7 +37,7 @@ SETTINGS = (
 """Environment variables that change what is measured."""
 
 
-def described() -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """The machine and the software, as plain data."""
     return {
         "processor": processor(),
@@ -122,7 +122,7 @@ def gpu() -> dict[str, Any]:
         "multiprocessors": device.attributes["MultiProcessorCount"],
         "memory": properties["totalGlobalMem"],
         "l2_cache": device.attributes["L2CacheSize"],
-        "driver": gpu_asked("driver_version").get("driver_version"),
+        "driver": ask_gpu("driver_version").get("driver_version"),
         "cuda_driver": runtime.driverGetVersion(),
         "cuda_runtime": runtime.runtimeGetVersion(),
     }
@@ -132,10 +132,10 @@ def gpu() -> dict[str, Any]:
 def gpu_clocks() -> dict[str, str]:
     """Clocks in MHz, power in watts and temperature of the GPU now; empty where nvidia-smi is not there."""
     clocks = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem")
-    return gpu_asked(*clocks, "power.draw", "power.limit", "temperature.gpu")
+    return ask_gpu(*clocks, "power.draw", "power.limit", "temperature.gpu")
 
 
-def gpu_asked(*names: str) -> dict[str, str]:
+def ask_gpu(*names: str) -> dict[str, str]:
     """What nvidia-smi says of the GPU that CuPy uses."""
     import cupy
 

@@ -175,7 +175,7 @@ def test_a_step_is_left_out_if_it_is_wrong_on_other_data_too(errors, left):
         yield Contender("spoiled", lambda: None, lambda: errors[case.seed], networks.TOLERANCE)
 
     case = networks.Case(networks.Network((3, 4, 2), 8), "float32")
-    found, left_out = timing.checked(case, {"spoiled": build})
+    found, left_out = timing.check(case, {"spoiled": build})
     assert [one["kind"] for one in left_out] == left
     assert list(found.values()) == ([] if left else [1e-9])
     assert (case.redrawn().batches[0][0] != case.batches[0][0]).any()
@@ -232,7 +232,7 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
     def contender(name):
         return Contender(name, lambda: seen.append(name), lambda: 0.0, 0.0, prepare=lambda: seen.append(name.lower()))
 
-    calls, samples = timing.interleaved([contender("A"), contender("B"), contender("C")], 3, 0.0)
+    calls, samples = timing.take_samples([contender("A"), contender("B"), contender("C")], 3, 0.0)
     turns = [name for name in seen[seen.index("c") :] if name.islower()][1:]
     assert turns == list("abcbcacab")
     assert all(len(values) == 3 for values in samples.values())

@@ -1,4 +1,4 @@
-"""The study: its plan, one run, its files, processes that are killed, requests that are refused."""
+"""The study: its plan, one trial, its files, processes that are killed, requests that are refused."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from bnengine import study
 from bnengine.cli import main
 from bnengine.runs import run_directory
 from bnengine.runs.config import ConfigError
-from bnengine.study import processes, running, summary
-from bnengine.study.experiments import EXPERIMENTS, Run, runs
+from bnengine.study import processes, summary, trial
+from bnengine.study.experiments import EXPERIMENTS, Trial, trials
 
 TINY = ["--quick", "--seeds", "2", "--steps", "12", "--jobs", "2"]
 NAMES = "section_4_1,norm_position,bias"
@@ -57,54 +57,56 @@ def record(directory):
 
 
 def planned(*names, quick=False):
-    return runs(names or tuple(EXPERIMENTS), seeds=3, steps=2000, quick=quick)
+    return trials(names or tuple(EXPERIMENTS), seeds=3, steps=2000, quick=quick)
 
 
 def test_the_plan_is_what_the_study_promises():
     every = planned()
     assert len(every) == len(set(every))
-    assert min(run.steps for run in every) == 2000
-    assert {run.seed for run in every} == {0, 1, 2}
+    assert min(trial.steps for trial in every) == 2000
+    assert {trial.seed for trial in every} == {0, 1, 2}
     for panel in EXPERIMENTS["learning_rate"].panels:
-        rates = sorted({run.learning_rate for run in every if (run.experiment, run.panel) == ("learning_rate", panel)})
+        rates = sorted(
+            {trial.learning_rate for trial in every if (trial.experiment, trial.panel) == ("learning_rate", panel)}
+        )
         assert len(rates) == 10
         assert math.log10(rates[-1] / rates[0]) >= 4
-    scales = [run.scale for run in planned("initial_scale")]
+    scales = [trial.scale for trial in planned("initial_scale")]
     assert math.log10(max(scales) / min(scales)) >= 4
-    assert {2, 50} <= {run.hidden for run in planned("depth")}
-    assert {run.optimizer for run in planned("optimizer")} == {"sgd", "momentum", "nesterov", "rmsprop", "adam"}
-    assert min(run.batch_size for run in planned("batch_size")) == 2
-    assert {(run.value, run.norm) for run in planned("norm_position")} == {
+    assert {2, 50} <= {trial.hidden for trial in planned("depth")}
+    assert {trial.optimizer for trial in planned("optimizer")} == {"sgd", "momentum", "nesterov", "rmsprop", "adam"}
+    assert min(trial.batch_size for trial in planned("batch_size")) == 2
+    assert {(trial.value, trial.norm) for trial in planned("norm_position")} == {
         ("pre", "batch"),
         ("post", "batch"),
         ("none", "none"),
     }
-    assert {run.bias for run in planned("bias")} == {"with", "without"}
+    assert {trial.bias for trial in planned("bias")} == {"with", "without"}
 
 
 def test_the_arms_differ_by_the_normalisation_alone():
     every = set(planned("learning_rate", "matched", "initial_scale", "optimizer", "batch_size", "depth"))
-    assert {dataclasses.replace(run, norm="none") for run in every if run.norm == "batch"} == {
-        run for run in every if run.norm == "none"
+    assert {dataclasses.replace(trial, norm="none") for trial in every if trial.norm == "batch"} == {
+        trial for trial in every if trial.norm == "none"
     }
 
 
 def test_quick_takes_every_second_value():
-    assert sorted({run.learning_rate for run in planned("learning_rate", quick=True)}) == [0.001, 0.01, 0.1, 1, 10]
+    assert sorted({trial.learning_rate for trial in planned("learning_rate", quick=True)}) == [0.001, 0.01, 0.1, 1, 10]
     assert len(planned(quick=True)) < 0.6 * len(planned())
 
 
-# ---- one run
+# ---- one trial
 
 
 @pytest.fixture(scope="module")
 def problem():
     pytest.importorskip("sklearn")
-    return running.Problem.of("digits")
+    return trial.Problem.of("digits")
 
 
 def tiny(**fields):
-    return Run(**{"experiment": "x", "panel": "x", "value": 1, "norm": "none", "seed": 0, "steps": 30, **fields})
+    return Trial(**{"experiment": "x", "panel": "x", "value": 1, "norm": "none", "seed": 0, "steps": 30, **fields})
 
 
 def test_inputs_are_standardised_by_the_training_rows(problem):
@@ -121,20 +123,20 @@ def test_validation_rows_are_no_training_and_no_test_rows(problem):
     assert np.bincount(problem.y_validation).min() >= 13
 
 
-def test_a_run_is_looked_at_where_it_says_and_counts_steps_to_the_target(problem):
-    row, curve = running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.8)
-    assert curve["step"] == running.looks(30) == [11, 15, 21, 30]
+def test_a_trial_is_looked_at_where_it_says_and_counts_steps_to_the_target(problem):
+    row, curve = trial.train(tiny(norm="batch", learning_rate=0.3), problem, 0.8)
+    assert curve["step"] == trial.looks(30) == [11, 15, 21, 30]
     first = next(step for step, seen in zip(curve["step"], curve["test_accuracy"], strict=True) if seen >= 0.8)
     assert row["steps_to_target"] == first < 30
     assert row["test_accuracy"] == curve["test_accuracy"][-1] > 0.8
     assert row["validation_accuracy"] == curve["validation_accuracy"][-1] != row["test_accuracy"]
     assert curve["validation_accuracy"][curve["step"].index(row["validation_steps_to_target"])] >= 0.8
     assert (row["diverged"], row["diverged_at"], row["network"]) == (False, None, "3 x 100 relu")
-    assert running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.999)[0]["steps_to_target"] is None
+    assert trial.train(tiny(norm="batch", learning_rate=0.3), problem, 0.999)[0]["steps_to_target"] is None
 
 
-def test_a_run_that_diverges_stops_and_counts_as_guessing(problem):
-    row, curve = running.train(tiny(learning_rate=1e4), problem, 0.8)
+def test_a_trial_that_diverges_stops_and_counts_as_guessing(problem):
+    row, curve = trial.train(tiny(learning_rate=1e4), problem, 0.8)
     assert row["diverged"]
     assert row["diverged_at"] < 30
     assert row["test_accuracy"] == row["validation_accuracy"] == pytest.approx(0.1)
@@ -142,37 +144,37 @@ def test_a_run_that_diverges_stops_and_counts_as_guessing(problem):
     assert np.isfinite(curve["loss"]).all()
 
 
-def test_a_run_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
-    step, losses = running.train_step, iter([*[None] * 15, np.float32(np.nan)])
+def test_a_trial_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
+    step, losses = trial.train_step, iter([*[None] * 15, np.float32(np.nan)])
 
     def breaking(*arguments):
         *rest, loss = step(*arguments)
         broken = next(losses)
         return *rest, loss if broken is None else broken
 
-    monkeypatch.setattr(running, "train_step", breaking)
-    row, curve = running.train(tiny(norm="batch", learning_rate=0.3), problem, 0.3)
+    monkeypatch.setattr(trial, "train_step", breaking)
+    row, curve = trial.train(tiny(norm="batch", learning_rate=0.3), problem, 0.3)
     assert curve["step"] == [11, 15]
     assert max(curve["test_accuracy"]) > 0.5
     assert (row["diverged_at"], row["steps_to_target"]) == (16, 11)
     assert row["test_accuracy"] == pytest.approx(0.1)
 
 
-def test_a_run_repeats_with_its_seed_and_not_with_another(problem):
-    curves = [running.train(tiny(norm="batch", seed=seed), problem, 0.8)[1] for seed in (0, 0, 1)]
+def test_a_trial_repeats_with_its_seed_and_not_with_another(problem):
+    curves = [trial.train(tiny(norm="batch", seed=seed), problem, 0.8)[1] for seed in (0, 0, 1)]
     assert curves[0] == curves[1] != curves[2]
 
 
 def test_the_redundant_bias_is_there_and_changes_nothing(problem, monkeypatch):
-    step, drawn = running.train_step, []
+    step, drawn = trial.train_step, []
 
     def watched(net, optimizer, params, *rest):
         drawn.append(params["0"].get("bias"))
         return step(net, optimizer, params, *rest)
 
-    monkeypatch.setattr(running, "train_step", watched)
+    monkeypatch.setattr(trial, "train_step", watched)
     ours, other = (
-        running.train(tiny(norm="batch", dtype="float64", bias=bias), problem, 0.8)[1] for bias in ("with", "without")
+        trial.train(tiny(norm="batch", dtype="float64", bias=bias), problem, 0.8)[1] for bias in ("with", "without")
     )
     assert 0.5 < drawn[0].std() < 2
     assert drawn[-1] is None
@@ -211,7 +213,7 @@ def test_the_csv_holds_the_rows(directory, record):
 
 def test_the_sentences_of_a_record_follow_from_its_rows(record):
     said = summary.sentences(record["rows"], record["curves"], record["meta"]["target"])
-    assert [sentence._asdict() for sentence in said] == record["summary"]
+    assert said == record["summary"]
 
 
 def test_the_paper_s_curve_holds_percentiles_gamma_and_beta(record):
@@ -227,7 +229,7 @@ def test_the_paper_s_curve_holds_percentiles_gamma_and_beta(record):
     assert learned["beta"][-1] != 0
 
 
-def test_resume_makes_no_run_twice(directory, capsys, monkeypatch):
+def test_resume_makes_no_trial_twice(directory, capsys, monkeypatch):
     before = (directory / "rows.jsonl").read_bytes()
     monkeypatch.setattr(processes, "_results", None)  # no process is started
     status, out, _ = run(capsys, *TINY, "--experiment", NAMES, "--out", directory, "--resume")
@@ -247,10 +249,10 @@ def children_of(pid):
 
 
 def rows_of(path):
-    """Finished runs by what they are; a torn last line does not count."""
+    """Finished trials by what they are; a torn last line does not count."""
     whole = path.read_text().rpartition("\n")[0].split("\n")[1:] if path.exists() else []
     entries = [json.loads(line) for line in whole]
-    return {processes._run_of(entry["row"]): entry for entry in entries if "row" in entry}
+    return {processes._trial_of(entry["row"]): entry for entry in entries if "row" in entry}
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds child processes in /proc")
@@ -288,7 +290,7 @@ def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
 
     monkeypatch.setattr(processes, "_results", interrupted)
     status, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
-    assert (status, err.splitlines()[-1]) == (130, "bnengine: interrupted; 0 runs are kept, --resume --out x goes on")
+    assert (status, err.splitlines()[-1]) == (130, "bnengine: interrupted; 0 trials are kept, --resume --out x goes on")
 
 
 def test_a_killed_study_goes_on_where_it_was(capsys, problem):
@@ -317,8 +319,8 @@ def test_a_killed_study_goes_on_where_it_was(capsys, problem):
     assert kept.items() <= done.items()  # not made again: seconds and all
     record = json.loads(Path("cut/study.json").read_text())
     assert [session["runs"] for session in record["meta"]["sessions"]] == [20 - len(kept)]
-    for one in (0, -1):  # of both sessions: the same numbers as a run by itself
-        row, curve = running.train(list(done)[one], problem, 0.8)
+    for one in (0, -1):  # of both sessions: the same numbers as a trial by itself
+        row, curve = trial.train(list(done)[one], problem, 0.8)
         assert curve == done[list(done)[one]]["curve"]
         assert row | {"seconds": 0} == done[list(done)[one]]["row"] | {"seconds": 0}
 

@@ -9,28 +9,27 @@ import numpy as np
 import pytest
 
 from bnengine.backends import as_numpy
-from bnengine.study import running
-from bnengine.study.experiments import Run
+from bnengine.study.experiments import Trial
 
-RUN = Run("section_4_1", "x", 0.1, "batch", 0, 30, activation="sigmoid", bias="with", dtype="float64")
+TRIAL = Trial("section_4_1", "x", 0.1, "batch", 0, 30, activation="sigmoid", bias="with", dtype="float64")
 
 
 @pytest.mark.parametrize(("backend", "module"), [("torch", "torch"), ("array-api-strict", "array_api_strict")])
 def test_another_library_trains_the_same_run(monkeypatch, backend, module):
     libraries.need(module)
     pytest.importorskip("sklearn")
-    seen, step = [], running.train_step
+    seen, step = [], trial.train_step
 
     def watched(net, optimizer, params, state, opt_state, x, labels):
         seen.extend([x, labels, params["0"]["bias"]])
         return step(net, optimizer, params, state, opt_state, x, labels)
 
-    monkeypatch.setattr(running, "train_step", watched)
-    problem = running.Problem.of("digits")
-    row, curve = running.train(dataclasses.replace(RUN, backend=backend), problem, 0.8)
+    monkeypatch.setattr(trial, "train_step", watched)
+    problem = trial.Problem.of("digits")
+    row, curve = trial.train(dataclasses.replace(TRIAL, backend=backend), problem, 0.8)
     assert {type(array).__module__.partition(".")[0] for array in seen} == {module}
     assert {as_numpy(array).dtype.kind for array in seen} == {"f", "i"}
-    expected_row, expected = running.train(RUN, problem, 0.8)
+    expected_row, expected = trial.train(TRIAL, problem, 0.8)
     assert curve.keys() == expected.keys()
     for name in expected:
         np.testing.assert_allclose(curve[name], expected[name], rtol=1e-9, atol=1e-12)

@@ -29,7 +29,7 @@ def rows(experiment, accuracies, *, panel="p", rates=None, steps=None, diverged=
 
 
 def said(made, curves=(), target=0.8):
-    return {sentence.text: sentence.wins for sentence in summary.sentences(made, curves, target)}
+    return {sentence["text"]: sentence["wins"] for sentence in summary.sentences(made, curves, target)}
 
 
 WIDE = {

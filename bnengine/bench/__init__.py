@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .. import _drawing, backends, provenance
 from ..arguments import ConfigError
@@ -19,7 +18,8 @@ from ..provenance import to_json as to_json
 from . import networks, normalization, pictures, scaling, settings, steps, tables
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, drawn
-from .timing import COPY, FAILED, OURS, WRONG, Builder, Outcome, geometric_mean, measure, rounded, time_is_over
+from .records import Mean, Record, Row, Speed
+from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric_mean, measure, rounded, time_is_over
 
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
@@ -31,8 +31,6 @@ SAMPLES = {"numpy": 15, "cupy": 50}
 """Of each contender, unless asked otherwise."""
 FORMAT = 1
 """Of the record; raised when a reader of older ones would misread it."""
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -144,7 +142,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "format": FORMAT,
         "command": options.command("bench"),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-        **provenance.described(),
+        **provenance.describe(),
         "threads": workers.threads(),
         "load": {"start": provenance.load()},
         **{name: getattr(options, name) for name in ("backend", "dtype", "seed", "minutes")},
@@ -182,16 +180,16 @@ def _normalization(options: Options, record: Record, tell: Callable[[str], None]
     for group, shapes in options.groups().items():
         for shape in shapes:
             case = normalization.Case(shape, options.dtype, options.seed)
-            about = {"group": group, "case": shape.name, "shape": list(shape.sizes), "axis": shape.axis}
-            rows = _measured(options, record, case, about, normalization.BUILDERS)
+            about: Row = {"group": group, "case": shape.name, "shape": list(shape.sizes), "axis": shape.axis}
+            rows = _measure(options, record, case, about, normalization.BUILDERS)
             tell(tables.normalization_line(rows, shape.name))
 
 
 def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> None:
     for network in networks.FIXED:
         case = networks.Case(network, options.dtype, options.seed)
-        about = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
-        rows = _measured(options, record, case, about, steps.builders(network), steps.PAUSE)
+        about: Row = {"group": "steps" if network.norm else "steps without BN", "case": network.name}
+        rows = _measure(options, record, case, about, steps.builders(network), steps.PAUSE)
         for line in tables.step_lines(rows, network.name, options.samples):
             tell(line)
 
@@ -200,20 +198,21 @@ def _scaling(options: Options, record: Record, tell: Callable[[str], None]) -> N
     tell(tables.scaling_head(options.samples))
     for point in scaling.points(options.dtype, options.seed, PAUSE):
         name = f"{point.varies} {point.value}, {point.rest}"
-        about = {"group": "scaling", "case": name, "varies": point.varies, "value": point.value, "rest": point.rest}
+        about: Row = {"group": "scaling", "case": name, "varies": point.varies}
+        about |= {"value": point.value, "rest": point.rest}
         chosen = {family: build for family, build in point.builders.items() if family in scaling.FAMILIES}
-        rows = _measured(options, record, point.case, about, chosen, point.pause)
+        rows = _measure(options, record, point.case, about, chosen, point.pause)
         tell(tables.scaling_line(rows, name))
 
 
-def _measured(
-    options: Options, record: Record, case: Any, about: Record, builders: Mapping[str, Builder], pause: float = PAUSE
-) -> list[Record]:
+def _measure(
+    options: Options, record: Record, case: Case, about: Row, builders: Mapping[str, Builder], pause: float = PAUSE
+) -> list[Row]:
     """The rows of a case, which are added to the record."""
     if time_is_over(options.minutes, record, about["case"]):
         return []
     outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.samples, pause=pause)
-    rows = [{**about, **row, **_of_limit(row)} for row in outcome.rows]
+    rows = [about | row | _of_limit(row) for row in outcome.rows]
     record["rows"] += rows
     record["left_out"] += [{"case": about["case"], **left} for left in outcome.left_out]
     return rows
@@ -222,27 +221,39 @@ def _measured(
 # ---- figures
 
 
-def _of_limit(row: Record) -> Record:
+def _of_limit(row: Row) -> Row:
     """The part of the limit that a row reaches: the time in which a copy moves the least traffic, over its own."""
     over = row["speed_over"].get(COPY)
     if over is None or row["family"] == COPY:
         return {}
-    return {"of_limit": {name: rounded(over[name] * MINIMUM / PASSES) for name in ("median", "p20", "p80")}}
+    median, low, high = (rounded(part * MINIMUM / PASSES) for part in (over["median"], over["p20"], over["p80"]))
+    return {"of_limit": {"median": median, "p20": low, "p80": high}}
 
 
-def summary(rows: list[Record]) -> list[Record]:
+def summary(rows: list[Row]) -> list[Mean]:
     """Geometric means of the speeds of bnengine's families over others, by group of cases."""
-    speeds: dict[tuple[str, str, str], dict[str, Record]] = {}
+    speeds: dict[tuple[str, str, str], dict[str, Speed]] = {}
     for row in sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True):  # the fastest variant last
         for other in row["speed_over"]:
             if row["family"].startswith(OURS) and other != row["family"] and other != COPY:
                 speeds.setdefault((row["group"], row["family"], other), {})[row["case"]] = row["speed_over"][other]
     found = []
     for (group, family, other), cases in speeds.items():
-        values = [speed["median"] for speed in cases.values()]
-        means = {"geometric_mean": rounded(geometric_mean(values)), "lowest": min(values), "cases": len(values)}
-        found.append({"group": group, "family": family, "over": other, **means})
-    return [mean for mean in found if mean["group"] != "scaling"]
+        if group != "scaling":
+            found.append(_mean(group, family, other, [speed["median"] for speed in cases.values()]))
+    return found
+
+
+def _mean(group: str, family: str, other: str, values: list[float]) -> Mean:
+    mean = rounded(geometric_mean(values))
+    return {
+        "group": group,
+        "family": family,
+        "over": other,
+        "geometric_mean": mean,
+        "lowest": min(values),
+        "cases": len(values),
+    }
 
 
 def wrong(record: Record) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,13 @@ MINIMUM = 5
 """Forward: read x, write y. Backward: read x, read dy, write dx."""
 
 
-def copies(case: Any) -> Iterator[Contender]:
+class _Array(Protocol):
+    """A case that has an array."""
+
+    x: Array
+
+
+def copies(case: _Array) -> Iterator[Contender]:
     """Copies of x: into new memory and into kept, on one thread and on all, and past the caches where that compiles."""
     flat = case.x.reshape(-1)
     kept = memory.empty(flat.shape, flat.dtype)  # aligned, as streaming stores need

@@ -68,7 +68,7 @@ class Case:
         rng = np.random.default_rng(seed)
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
-        self.network, self.dtype, self.seed = network, dtype, seed
+        self.network, self.dtype, self.seed, self.library = network, dtype, seed, library
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
         self.backend = backend(library, dtype=dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
@@ -87,7 +87,7 @@ class Case:
     def redrawn(self) -> Case:
         """The same on other data. Where a value lies within rounding of ReLU's corner, the losses of right steps
         part for good, as they now and then do in a deep network; those of a wrong step do on any data."""
-        return type(self)(self.network, self.dtype, self.seed + 1)
+        return Case(self.network, self.dtype, self.seed + 1, self.library)
 
     @functools.cached_property
     def truth(self) -> list[float]:

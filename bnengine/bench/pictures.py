@@ -8,8 +8,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
+from .records import Record, Row, Speed
 
-Bar = tuple[str, dict[str, Any], dict[str, float]]
+Bar = tuple[str, Speed, dict[str, float]]
 """Case, bnengine's speed over PyTorch, others' speeds over PyTorch."""
 
 Drawer = Callable[[Any], object]
@@ -30,9 +31,9 @@ PANELS = {
 """What the rows of a group show, for the title over them; other groups are of shapes too."""
 
 
-def speeds(record: dict[str, Any]) -> bytes:
+def speeds(record: Record) -> bytes:
     """Bars of bnengine's speed by case relative to `BASES`, and cost curves where they were measured, as a PNG."""
-    groups: dict[str, list[dict[str, Any]]] = {}
+    groups: dict[str, list[Row]] = {}
     for row in record["rows"]:
         groups.setdefault(PANELS.get(row["group"], PANELS["fixed"]), []).append(row)
     groups.pop(PANELS["scaling"], None)
@@ -60,7 +61,7 @@ def _stacked(panels: list[tuple[float, Drawer]], title: str, *, width: float, dp
     return png(figure)
 
 
-def _speed_panel(rows: list[dict[str, Any]], title: str) -> list[tuple[float, Drawer]]:
+def _speed_panel(rows: list[Row], title: str) -> list[tuple[float, Drawer]]:
     """A panel of bars relative to the first of `BASES` that was measured; none where none was."""
     base = next((name for name in BASES if any(name in row["speed_over"] for row in rows)), None)
     bars = [] if base is None else _speed_bars(rows, base)
@@ -79,7 +80,7 @@ FAMILIES = {
 """Who stands in a picture of a GPU's record, and how."""
 
 
-def fractions(record: dict[str, Any]) -> bytes:
+def fractions(record: Record) -> bytes:
     """A GPU's record as a PNG: the part of the copy's bandwidth by case, kind of work and dtype; speeds of steps."""
     cold = [row for row in record["rows"] if row["clock"] == "cold"]
     loops = [row for row in record["rows"] if row["group"] == "steps, loop"]
@@ -95,7 +96,7 @@ def fractions(record: dict[str, Any]) -> bytes:
     return _stacked(panels, words, width=11, dpi=120)
 
 
-def _draw_fractions(part: Any, rows: list[dict[str, Any]], works: list[str], dtype: str) -> None:
+def _draw_fractions(part: Any, rows: list[Row], works: list[str], dtype: str) -> None:
     """A column for each kind of work, a line for each case, the fastest variant of each family."""
     cases = list(dict.fromkeys(row["case"] for row in rows))
     columns = part.subplots(1, len(works), sharey=True, squeeze=False)[0]
@@ -118,7 +119,7 @@ def _draw_fractions(part: Any, rows: list[dict[str, Any]], works: list[str], dty
     columns[-1].legend(frameon=False, fontsize=7, loc="upper left", bbox_to_anchor=(1, 1))
 
 
-def _speed_bars(rows: list[dict[str, Any]], base: str) -> list[Bar]:
+def _speed_bars(rows: list[Row], base: str) -> list[Bar]:
     """One for each case in which both were measured, in the order of the rows."""
     fastest_last = sorted(rows, key=lambda row: row["seconds"]["median"], reverse=True)
     bars = []
@@ -126,7 +127,7 @@ def _speed_bars(rows: list[dict[str, Any]], base: str) -> list[Bar]:
         by_family = {row["family"]: row["speed_over"].get(base) for row in fastest_last if row["case"] == case}
         ours = by_family.pop("bnengine", None)
         if ours is not None:
-            others = {name: by_family[name]["median"] for name in MARKERS if name != base and by_family.get(name)}
+            others = {name: over["median"] for name in MARKERS if name != base and (over := by_family.get(name))}
             bars.append((case, ours, others))
     return bars
 
@@ -156,7 +157,7 @@ def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str) -> None:
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _cost_curves(rows: list[dict[str, Any]]) -> dict[str, dict[str, list[tuple[float, float]]]]:
+def _cost_curves(rows: list[Row]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """What varies -> family -> (value, milliseconds of the fastest variant)."""
     curves: dict[str, dict[str, dict[float, float]]] = {}
     for row in rows:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from . import networks, normalization, steps
 from .networks import Network
 from .normalization import Shape
-from .timing import OURS, PYTORCH, Builder
+from .timing import OURS, PYTORCH, Builder, Case
 
 FAMILIES = (OURS, PYTORCH)
 """Who is measured."""
@@ -26,7 +26,7 @@ class Point(NamedTuple):
     value: int
     rest: str
     """What stays."""
-    case: Any
+    case: Case
     builders: dict[str, Builder]
     pause: float
 

@@ -23,7 +23,7 @@ PAUSE = 0.04
 # ---- ours
 
 
-def trained(case: Case) -> Step:
+def make_step(case: Case) -> Step:
     """`train_step`, which goes on from what it returned."""
     optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
     params, state = case.net.init(0, backend=case.backend)
@@ -38,7 +38,7 @@ def trained(case: Case) -> Step:
 
 
 def _engine(family: str, fast: tuple[str, ...], case: Case) -> Iterator[Contender]:
-    return each_blas_count(case, family, functools.partial(trained, case), fast)
+    return each_blas_count(case, family, functools.partial(make_step, case), fast)
 
 
 # ---- the matrix products alone

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
 
+from .records import Mean, Record, Row, Spread
 from .timing import (
     COMPILED,
     JAX,
@@ -38,7 +38,7 @@ GPU_COLUMNS = {
 OVER_IT = "speed of bnengine over it (p20 to p80)"
 
 
-def heading(record: dict[str, Any]) -> str:
+def heading(record: Record) -> str:
     """Where the figures come from."""
     caches = ", ".join(f"{name} {size}" for name, size in record["caches"].items())
     settings = "".join(f", {name}={value}" for name, value in record["environment"].items())
@@ -57,7 +57,7 @@ def normalization_head(dtype: str, repeats: int) -> str:
     )
 
 
-def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
+def normalization_line(rows: list[Row], name: str) -> str:
     """One shape: our time, our speed over others, the part of the memory limit."""
     ours = best(rows, OURS)
     if ours is None:
@@ -70,7 +70,7 @@ def normalization_line(rows: list[dict[str, Any]], name: str) -> str:
     )
 
 
-def step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
+def step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
     """One network: each family's fastest variant, its time, our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
     yield f"{'':<44}{'time':>9}{OVER_IT:>41}{'page faults':>13}"
@@ -91,7 +91,7 @@ def scaling_head(repeats: int) -> str:
     return f"\nHow cost grows, median of {repeats}\n{'':<32}{'bnengine':>11}{'times as fast as PyTorch':>26}"
 
 
-def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
+def scaling_line(rows: list[Row], name: str) -> str:
     """One case of a sweep: our time, our speed over PyTorch."""
     ours = best(rows, OURS)
     if ours is None:
@@ -103,7 +103,7 @@ def scaling_line(rows: list[dict[str, Any]], name: str) -> str:
 # ---- on a GPU
 
 
-def gpu_heading(record: dict[str, Any]) -> str:
+def gpu_heading(record: Record) -> str:
     """Where the figures come from, and what the device's copy does."""
     clocks = ", ".join(f"{name} {value}" for name, value in record["clocks"]["start"].items())
     copy = record["copy"]
@@ -122,7 +122,7 @@ def gpu_head(dtype: str, repeats: int) -> str:
     )
 
 
-def gpu_line(rows: list[dict[str, Any]], name: str, work: str) -> str:
+def gpu_line(rows: list[Row], name: str, work: str) -> str:
     """One shape and kind of work."""
     on = {clock: best((row for row in rows if row["clock"] == clock), OURS) for clock in ("cold", "warm", "call")}
     ours = on["cold"]
@@ -133,7 +133,7 @@ def gpu_line(rows: list[dict[str, Any]], name: str, work: str) -> str:
     return f"{name} {work:<{39 - len(name)}}{times}{_ratio(ours['of_copy']):>9}{others}"
 
 
-def gpu_step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Iterator[str]:
+def gpu_step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
     """One network: each contender's time in a loop, on the device and in Python's call, and our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
     yield f"{'':<44}{'in a loop':>10}{'device':>10}{'call':>10}{OVER_IT:>40}"
@@ -145,7 +145,7 @@ def gpu_step_lines(rows: list[dict[str, Any]], name: str, repeats: int) -> Itera
         yield f"{contender:<44}{times}{_ratio(over, spread=True):>40}"
 
 
-def closing(record: dict[str, Any]) -> Iterator[str]:
+def closing(record: Record) -> Iterator[str]:
     """Geometric means, and what was not measured."""
     for mean in record["summary"]:
         if mean["cases"] > 1 and (_told_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
@@ -159,7 +159,7 @@ def closing(record: dict[str, Any]) -> Iterator[str]:
     yield f"{record['seconds']:.0f} s, load {record['load']['end']}, seed {record['seed']}"
 
 
-def _told_on_gpu(mean: dict[str, Any]) -> bool:
+def _told_on_gpu(mean: Mean) -> bool:
     return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_COLUMNS
 
 
@@ -175,7 +175,7 @@ def _in_columns(texts: Iterable[str]) -> str:
     return "".join(f"{text:>11}" for text in texts)
 
 
-def _ratio(value: dict[str, Any] | None, *, spread: bool = False) -> str:
+def _ratio(value: Spread | None, *, spread: bool = False) -> str:
     if value is None:
         return "-"
     return f"{value['median']:.2f}" + (f" ({value['p20']:.2f} to {value['p80']:.2f})" if spread else "")

@@ -9,11 +9,12 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..provenance import cores
+from .records import LeftOut, Record, Row, Speed, Spread
 
 SAMPLE = 5e-3
 """Seconds that a sample lasts at least: shorter calls are repeated within it, so that a slice of time that the
@@ -64,8 +65,13 @@ class Contender:
 Builder = Callable[[Any], Iterable[Contender]]
 """From a case to the contenders of a family; ImportError or ValueError says why there are none."""
 
-Row = dict[str, Any]
-Plain = dict[str, str]
+
+class Case(Protocol):
+    """What contenders work on. One that is wrong is looked at again on the data of `redrawn`, where a case has that."""
+
+    @property
+    def steady(self) -> bool:
+        """Whether page faults are worth counting."""
 
 
 @dataclass(frozen=True)
@@ -73,16 +79,16 @@ class Outcome:
     """What became of one case: rows of those measured, and why the others were not."""
 
     rows: list[Row]
-    left_out: list[Plain]
+    left_out: list[LeftOut]
 
 
 def measure(
-    case: Any, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
+    case: Case, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
 ) -> Outcome:
     """Check, time and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = checked(case, {family: build for family, build in builders.items() if wanted(family)})
-    calls, samples = interleaved(list(errors), repeats, pause)
-    rows = [
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    calls, samples = take_samples(list(errors), repeats, pause)
+    rows: list[Row] = [
         {
             "family": contender.family,
             "contender": contender.name,
@@ -94,13 +100,13 @@ def measure(
         }
         for contender, error in errors.items()
     ]
-    return Outcome(compared(rows), left_out)
+    return Outcome(compare(rows), left_out)
 
 
-def checked(case: Any, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[Plain]]:
+def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[LeftOut]]:
     """(contenders that may be timed, with their errors; why others may not)."""
     errors: dict[Contender, float] = {}
-    left_out: list[Plain] = []
+    left_out: list[LeftOut] = []
     for family, build in builders.items():
         try:
             made = list(build(case))
@@ -134,7 +140,7 @@ def _error(name: str, made: Iterable[Contender]) -> float:
     return contender.error()
 
 
-def time_is_over(minutes: float | None, record: Row, case: str) -> bool:
+def time_is_over(minutes: float | None, record: Record, case: str) -> bool:
     """Whether the minutes have passed since the record was begun; then it says that the case is left out."""
     passed = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(record["date"])
     if minutes is None or passed.total_seconds() < 60 * minutes:
@@ -144,7 +150,7 @@ def time_is_over(minutes: float | None, record: Row, case: str) -> bool:
     return True
 
 
-def failed(name: str, reason: Exception) -> Plain:
+def failed(name: str, reason: Exception) -> LeftOut:
     """What is left out because it raised: in one line."""
     words = next(iter(str(reason).splitlines()), "")
     return {"contender": name, "reason": f"{type(reason).__name__}: {words}", "kind": FAILED}
@@ -163,7 +169,7 @@ def in_turn(contenders: list[Contender], repeats: int) -> Iterator[Contender]:
             gc.enable()
 
 
-def interleaved(
+def take_samples(
     contenders: list[Contender], repeats: int, pause: float
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
     """(calls in a sample, seconds for each call by repeat) of each contender.
@@ -221,7 +227,7 @@ def rounded(value: float) -> float:
     return float(f"{value:.5g}")
 
 
-def spread(values: Iterable[float]) -> dict[str, float]:
+def spread(values: Iterable[float]) -> Spread:
     """Median, 20th and 80th percentile."""
     low, middle, high = np.percentile(list(values), (20, 50, 80))
     return {"median": rounded(middle), "p20": rounded(low), "p80": rounded(high)}
@@ -232,13 +238,13 @@ def best(rows: Iterable[Row], family: str) -> Row | None:
     return min((row for row in rows if row["family"] == family), key=lambda row: row["seconds"]["median"], default=None)
 
 
-def speed(row: Row, other: Row) -> dict[str, Any]:
+def speed(row: Row, other: Row) -> Speed:
     """How many times as fast as the other: the ratio of each repeat, then its median and spread."""
     ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=True)]
     return {"over": other["contender"], **spread(ratios)}
 
 
-def compared(rows: list[Row]) -> list[Row]:
+def compare(rows: list[Row]) -> list[Row]:
     """The rows of a case, each with its speed over every family's fastest variant."""
     families = dict.fromkeys(row["family"] for row in rows)
     leaders = {family: leader for family in families if (leader := best(rows, family)) is not None}

@@ -22,11 +22,10 @@ from ..options import Range, at_least, option
 from ..runs import run_directory
 from ..runs.interrupts import Interrupted
 from . import page, plots, points, summary
-from .experiments import EXPERIMENTS, WIDTH, Run, runs
+from .experiments import EXPERIMENTS, WIDTH, Trial, trials
 from .processes import Progress, Result, RowsFile, finish
-from .running import Problem
-
-Record = dict[str, Any]
+from .records import Record, Row
+from .trial import Problem
 
 FORMAT = 2
 """Of the record; raised when a reader of older ones would misread it."""
@@ -96,72 +95,74 @@ class Options(_Options):
         return tuple(sorted(dict.fromkeys(asked), key=[*EXPERIMENTS, *asked].index))
 
     def size(self) -> tuple[int, int]:
-        """(seeds, steps of a run)."""
+        """(seeds, steps of a trial)."""
         seeds, steps = (QUICK_SEEDS, QUICK_STEPS) if self.quick else (SEEDS, STEPS)
         return self.seeds or seeds, self.steps or steps
 
-    def runs(self) -> list[Run]:
-        """Every run of these experiments."""
+    def trials(self) -> list[Trial]:
+        """Every trial of these experiments."""
         seeds, steps = self.size()
         return [
-            dataclasses.replace(run, backend=self.backend, device=self.device, dtype=self.dtype or run.dtype)
-            for run in runs(self.names(), seeds=seeds, steps=steps, quick=self.quick)
+            dataclasses.replace(trial, backend=self.backend, device=self.device, dtype=self.dtype or trial.dtype)
+            for trial in trials(self.names(), seeds=seeds, steps=steps, quick=self.quick)
         ]
 
 
 def run(options: Options, *, progress: Progress, tell: Callable[[str], None]) -> tuple[Path, Record]:
-    """Make the runs that are missing, then the record, its table, plots and page; return directory and record.
+    """Make the trials that are missing, then the record, its table, plots and page; return directory and record.
 
     Raises
     ------
     ConfigError, DataError, FileExistsError, ImportError
         Where the request cannot be met; nothing has been written then.
     """
-    for module in ("matplotlib", "tqdm"):  # or hours of runs would end in this
+    for module in ("matplotlib", "tqdm"):  # or hours of trials would end in this
         if find_spec(module) is None:
             raise ImportError(f"study: needs {module}; install the extra train")
     seeds, steps = options.size()
-    planned = options.runs()
+    planned = options.trials()
     Problem.of(options.data)  # refused here, before processes and files; and so are backends that cannot be used
-    for dtype in dict.fromkeys(run.dtype for run in planned):
+    for dtype in dict.fromkeys(trial.dtype for trial in planned):
         backends.backend(options.backend, dtype=dtype, device=options.device)
     with run_directory.open_directory(
         options.out, "study", overwrite=options.overwrite, resume=options.resume, known=FILES
     ) as directory:
-        tell(f"{len(planned)} runs of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
-        file = opened(directory, options)
+        tell(f"{len(planned)} trials of {steps} steps or more on {options.data}, {seeds} seeds, into {directory}")
+        if seeds < points.ENOUGH:
+            tell(f"{seeds} seeds: large differences only can be shown; --seeds {points.ENOUGH} gives every verdict")
+        file = open_rows(directory, options)
         jobs = options.jobs or provenance.cores()
         try:
             finish(planned, file, source=options.data, target=options.target, jobs=jobs, progress=progress)
         except KeyboardInterrupt as error:
-            words = f"interrupted; {len(file.done)} runs are kept, --resume --out {directory} goes on"
+            words = f"interrupted; {len(file.done)} trials are kept, --resume --out {directory} goes on"
             raise Interrupted(getattr(error, "signal", signal.SIGINT), words) from error
         whole = finished(options, file)
-        results = [file.done[run] for run in whole.runs()]
-        record = assembled(_meta(whole, file, results), results)
+        results = [file.done[trial] for trial in whole.trials()]
+        record = assemble(_meta(whole, file, results), results)
         write(directory, record)
     return directory, record
 
 
 def finished(options: Options, file: RowsFile) -> Options:
-    """The options with all experiments of which the file holds every run: those asked for now, and before."""
+    """The options with all experiments of which the file holds every trial: those asked for now, and before."""
     names = [
         name
         for name in EXPERIMENTS
-        if all(run in file.done for run in dataclasses.replace(options, experiment=name).runs())
+        if all(trial in file.done for trial in dataclasses.replace(options, experiment=name).trials())
     ]
     return dataclasses.replace(options, experiment=None if len(names) == len(EXPERIMENTS) else ",".join(names))
 
 
-def opened(directory: Path, options: Options) -> RowsFile:
+def open_rows(directory: Path, options: Options) -> RowsFile:
     """The rows of a study's directory."""
     seeds, steps = options.size()
     about = {"format": FORMAT, "data": options.data, "target": options.target, "seeds": seeds, "steps": steps}
-    made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **provenance.described()}
+    made = {"date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), **provenance.describe()}
     return RowsFile(directory / ROWS, about, made)
 
 
-def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record:
+def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> dict[str, Any]:
     seeds, steps = options.size()
     return {
         "format": FORMAT,
@@ -174,18 +175,18 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
         "target": options.target,
         "usable": points.USABLE,
         "chosen": points.CHOSEN,
-        "diverged": "a run whose loss is not finite stops and counts with the accuracy of guessing",
+        "diverged": "a trial whose loss is not finite stops and counts with the accuracy of guessing",
         "run_seconds": round(sum(row["seconds"] for row, _ in results), 1),
         "sessions": file.sessions,
     }
 
 
-def assembled(meta: Record, results: Sequence[Result]) -> Record:
-    """The record: how it was made, what it says in words, a row and a curve for each run."""
-    rows = [row for row, _ in results]
-    curves = [{name: row[name] for name in LABELS} | curve for row, curve in results]
+def assemble(meta: dict[str, Any], results: Sequence[Result]) -> Record:
+    """The record: how it was made, what it says in words, a row and a curve for each trial."""
+    rows: list[Any] = [row for row, _ in results]
+    curves = [{name: row[name] for name in LABELS} | curve for row, (_, curve) in zip(rows, results, strict=True)]
     said = summary.sentences(rows, curves, meta["target"])
-    return {"meta": meta, "summary": [sentence._asdict() for sentence in said], "rows": rows, "curves": curves}
+    return {"meta": meta, "summary": said, "rows": rows, "curves": curves}
 
 
 def write(directory: Path, record: Record) -> None:
@@ -198,16 +199,16 @@ def write(directory: Path, record: Record) -> None:
 
 
 def rewrite(directory: Path) -> None:
-    """Say, draw and write a study anew from the rows of its study.json, with no run."""
+    """Say, draw and write a study anew from the rows of its study.json, with no trial."""
     record = json.loads((directory / "study.json").read_text(encoding="utf-8"))
     results = [
         (row, {name: value for name, value in curve.items() if name not in LABELS})
         for row, curve in zip(record["rows"], record["curves"], strict=True)
     ]
-    write(directory, assembled(record["meta"], results))
+    write(directory, assemble(record["meta"], results))
 
 
-def to_csv(rows: Sequence[Record]) -> str:
+def to_csv(rows: Sequence[Row]) -> str:
     """The rows as CSV; empty where a value is missing."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -220,7 +221,7 @@ def lines(record: Record) -> list[str]:
     """The result in words, for a terminal: what was done, what usable means, and a sentence for each finding."""
     meta, found = record["meta"], []
     found.append(
-        f"{len(record['rows'])} runs on {meta['data']}: {len(meta['seeds'])} seeds, {meta['steps']} steps (the budget), "
+        f"{len(record['rows'])} trials on {meta['data']}: {len(meta['seeds'])} seeds, {meta['steps']} steps (the budget), "
         f"target test accuracy {meta['target']:g}"
     )
     found.append(f"usable: {meta['usable']}; brackets: lowest and highest seed")

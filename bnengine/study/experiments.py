@@ -1,4 +1,4 @@
-"""The experiments as data: what each varies, on which networks, and the runs that this makes."""
+"""The experiments as data: what each varies, on which networks, and the trials that this makes."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DECADES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam")
 
-Panel = Mapping[str, Any]
-"""Fields of `Run`; where a field has a tuple of values, each is run."""
+Settings = Mapping[str, Any]
+"""Fields of `Trial`; where a field has a tuple of values, each is tried."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One question, the field of `Run` that it varies, and what it is asked on."""
+    """One question, the field of `Trial` that it varies, and what it is asked on."""
 
     title: str
     question: str
     varies: str
-    panels: Mapping[str, Panel]
+    panels: Mapping[str, Settings]
     arms: tuple[str, ...] = ("batch", "none")
 
 
 @dataclass(frozen=True)
-class Run:
-    """Everything that decides one training run, but for the data."""
+class Trial:
+    """Everything that decides one training, but for the data."""
 
     experiment: str
     panel: str
@@ -134,8 +134,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 """By name. The field `steps` of a panel is a factor of the study's step budget."""
 
 
-def runs(names: tuple[str, ...], *, seeds: int, steps: int, quick: bool) -> list[Run]:
-    """Every run of these experiments; `quick` leaves out every second of more than three values."""
+def trials(names: tuple[str, ...], *, seeds: int, steps: int, quick: bool) -> list[Trial]:
+    """Every trial of these experiments; `quick` leaves out every second of more than three values."""
     found = []
     for name in names:
         experiment = EXPERIMENTS[name]
@@ -144,19 +144,19 @@ def runs(names: tuple[str, ...], *, seeds: int, steps: int, quick: bool) -> list
                 point["steps"] = point.get("steps", 1) * steps
                 for norm, seed in itertools.product(experiment.arms, range(seeds)):
                     value = point[experiment.varies]
-                    found.append(Run(name, panel, value, norm, seed, **point))
+                    found.append(Trial(name, panel, value, norm, seed, **point))
     return list(dict.fromkeys(map(_without_norm, found)))
 
 
-def _points(fields: Panel, quick: bool) -> list[dict[str, Any]]:
+def _points(fields: Settings, quick: bool) -> list[dict[str, Any]]:
     axes = [values if isinstance(values, tuple) else (values,) for values in fields.values()]
     if quick:
         axes = [values[::2] if len(values) > 3 else values for values in axes]
     return [dict(zip(fields, point, strict=True)) for point in itertools.product(*axes)]
 
 
-def _without_norm(run: Run) -> Run:
-    """Where nothing is normalised, before and after are the same run."""
-    if run.experiment == "norm_position" and run.norm == "none":
-        return dataclasses.replace(run, value="none", norm_position="pre")
-    return run
+def _without_norm(trial: Trial) -> Trial:
+    """Where nothing is normalised, before and after are the same trial."""
+    if trial.experiment == "norm_position" and trial.norm == "none":
+        return dataclasses.replace(trial, value="none", norm_position="pre")
+    return trial

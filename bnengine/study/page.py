@@ -12,15 +12,13 @@ from .._drawing import svg
 from . import plots
 from .experiments import EXPERIMENTS, Experiment
 from .points import CHOSEN_BY_TEST, TEST, WORDS, Point, panels, points, shown
-from .running import Curve
+from .records import Curve, Record, Said
 
 HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
 """Experiments whose first sentences stand at the top."""
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """The browser itself is told to fetch nothing."""
-
-Record = dict[str, Any]
 
 
 def html(record: Record) -> str:
@@ -43,7 +41,7 @@ def _opening(record: Record) -> Iterator[str]:
     meta, said = record["meta"], record["summary"]
     yield "<h1>What batch normalisation changes</h1>"
     yield (
-        f'<p class="soft">{len(record["rows"])} runs on {escape(meta["data"])}, seeds {", ".join(map(str, meta["seeds"]))}, '
+        f'<p class="soft">{len(record["rows"])} trials on {escape(meta["data"])}, seeds {", ".join(map(str, meta["seeds"]))}, '
         f"{meta['steps']} steps, hidden layers of {meta['width']} units; bnengine {meta['versions']['bnengine']}, "
         f"{meta['date'][:10]}.</p>"
     )
@@ -51,7 +49,7 @@ def _opening(record: Record) -> Iterator[str]:
     firsts = {(s["experiment"], s["text"].partition(":")[0]): s for s in reversed(said)}  # of each panel
     yield _list((s for s in reversed(firsts.values()) if s["experiment"] in HEADLINES), with_title=True)
     compared = [sentence for sentence in said if sentence["wins"] is not None]
-    won = sum(sentence["wins"] for sentence in compared)
+    won = sum(sentence["wins"] is True for sentence in compared)
     same = sum("no difference is shown" in sentence["text"].lower() for sentence in compared)
     others = f'; in {same} no difference is shown. <a href="#lost">Where it does not win</a> is listed whole.'
     yield f"<p>Batch normalisation wins {won} of {len(compared)} comparisons{others if won < len(compared) else '.'}</p>"
@@ -75,7 +73,7 @@ def _lost(record: Record) -> str:
     return f'<section id="lost"><h2>Where it does not win</h2>{_list(lost, with_title=True)}</section>'
 
 
-def _list(said: Iterable[Record], *, with_title: bool = False) -> str:
+def _list(said: Iterable[Said], *, with_title: bool = False) -> str:
     items = []
     for sentence in said:
         kind = {True: ' class="won"', False: ' class="lost"', None: ""}[sentence["wins"]]
@@ -99,7 +97,7 @@ def _section(
     experiment: Experiment,
     groups: dict[str, list[Point]],
     curves: Sequence[Curve],
-    said: Sequence[Record],
+    said: Sequence[Said],
     steps: int,
 ) -> str:
     drawn: list[plots.Plot] = []
@@ -157,7 +155,7 @@ def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     return f"<table><caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _repeat(meta: Record) -> str:
+def _repeat(meta: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in meta["versions"].items())
     facts = {
         "Seeds": ", ".join(map(str, meta["seeds"])),
@@ -169,5 +167,5 @@ def _repeat(meta: Record) -> str:
     entries = "".join(f"<dt>{name}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return (
         f'<section id="repeat"><h2>Repeat it</h2><pre>{escape(meta["command"])}</pre><dl>{entries}</dl>'
-        '<p class="soft">study.json and study.csv, written beside this page, hold a row for each run.</p></section>'
+        '<p class="soft">study.json and study.csv, written beside this page, hold a row for each trial.</p></section>'
     )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 from .experiments import EXPERIMENTS
 from .points import WORDS, Point, arm, is_line, panels, points, shown
-from .running import PERCENTILES, Curve
+from .records import Curve, Record
+from .trial import PERCENTILES
 
 NAMES = {"batch": "with BN", "none": "without"}
 STYLES = {"batch": (BLUE, "o", "-"), "none": (ORANGE, "s", "--")}
@@ -26,7 +27,7 @@ class Plot(NamedTuple):
     reading: str = ""
 
 
-def pictures(record: dict[str, Any]) -> Iterator[tuple[str, bytes]]:
+def pictures(record: Record) -> Iterator[tuple[str, bytes]]:
     """(name of the experiment, PNG file's bytes) for each experiment."""
     found = panels(points(record["rows"]))
     for name in dict.fromkeys(experiment for experiment, _ in found):

@@ -1,4 +1,4 @@
-"""Rows gathered into points: the runs of one setting, which differ by their seeds only."""
+"""Rows gathered into points: the trials of one setting, which differ by their seeds only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .experiments import EXPERIMENTS
-from .running import Row
+from .records import Row
 
 MARGIN = 0.02
 """Of accuracy: what a usable setting may lose against the best."""
@@ -45,7 +45,7 @@ VALUES = {"pre": "before", "post": "after", "none": "nowhere", "sgd": "gradient 
 
 
 class Point(NamedTuple):
-    """The runs of one setting, which differ by their seeds only."""
+    """The trials of one setting, which differ by their seeds only."""
 
     experiment: str
     panel: str
@@ -150,13 +150,13 @@ def points(rows: Iterable[Row]) -> list[Point]:
 
 
 def _point(key: tuple[str, str, str, float | str, float], rows: list[Row]) -> Point:
-    names = ("test_accuracy", "steps_to_target")
-    accuracies, steps = (tuple(row[name] for row in rows) for name in names)
-    if "validation_accuracy" in rows[0]:
-        names = ("validation_accuracy", "validation_steps_to_target")
-    choice_accuracies, choice_steps = (tuple(row[name] for row in rows) for name in names)
+    accuracies = tuple(row["test_accuracy"] for row in rows)
+    steps = tuple(row["steps_to_target"] for row in rows)
     diverged = sum(row["diverged"] for row in rows)
-    return Point(*key, accuracies, steps, diverged, choice_accuracies, choice_steps)
+    if "validation_accuracy" not in rows[0]:
+        return Point(*key, accuracies, steps, diverged, accuracies, steps)
+    chosen = tuple(row["validation_accuracy"] for row in rows)
+    return Point(*key, accuracies, steps, diverged, chosen, tuple(row["validation_steps_to_target"] for row in rows))
 
 
 def panels(found: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:

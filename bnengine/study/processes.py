@@ -1,4 +1,4 @@
-"""Runs over processes, each row kept as it comes, so that a killed study goes on where it was."""
+"""Trials over processes, each row kept as it comes, so that a killed study goes on where it was."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from typing import Any
 from .. import files
 from ..arguments import ConfigError
 from ..provenance import commit
-from .experiments import Run
-from .running import Curve, Problem, Row, train
+from .experiments import Trial
+from .records import Curve, Row
+from .trial import Problem, train
 
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 """Read by libraries as they are imported: the processes share the processors, not the matrix products."""
@@ -31,7 +32,7 @@ Progress = Callable[[Iterable[Result], int], Iterable[Result]]
 
 
 class RowsFile:
-    """`rows.jsonl`: a line that says what the rows are of, then a line for each finished run and each session.
+    """`rows.jsonl`: a line that says what the rows are of, then a line for each finished trial and each session.
 
     `about` must agree with the file's; `made` says where and with what, and is that of the first session.
     """
@@ -39,7 +40,7 @@ class RowsFile:
     def __init__(self, path: Path, about: dict[str, Any], made: dict[str, Any]) -> None:
         self.path = path
         self.made = made
-        self.done: dict[Run, Result] = {}
+        self.done: dict[Trial, Result] = {}
         self.sessions: list[dict[str, Any]] = []
         whole, _, torn = (path.read_text(encoding="utf-8") if path.exists() else "").rpartition("\n")
         if torn:  # the process ended in the middle of a line
@@ -68,16 +69,16 @@ class RowsFile:
         elif "session" in entry:
             self.sessions.append(entry["session"])
         else:
-            self.done[_run_of(entry["row"])] = entry["row"], entry["curve"]
+            self.done[_trial_of(entry["row"])] = entry["row"], entry["curve"]
 
     def add(self, result: Result) -> None:
         """Keep a result."""
         row, curve = result
         self._append({"row": row, "curve": curve})
-        self.done[_run_of(row)] = result
+        self.done[_trial_of(row)] = result
 
     def end_session(self, session: dict[str, Any]) -> None:
-        """Keep how many runs were made at one go, by how many processes, in how many seconds."""
+        """Keep how many trials were made at one go, by how many processes, in how many seconds."""
         self._append({"session": session})
         self.sessions.append(session)
 
@@ -88,13 +89,14 @@ class RowsFile:
             os.fsync(file.fileno())  # on the disk when this returns
 
 
-def _run_of(row: Row) -> Run:
-    return Run(**{field.name: row[field.name] for field in dataclasses.fields(Run) if field.name in row})
+def _trial_of(row: Row) -> Trial:
+    fields: Any = row
+    return Trial(**{field.name: fields[field.name] for field in dataclasses.fields(Trial) if field.name in fields})
 
 
-def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs: int, progress: Progress) -> None:
-    """Make the runs that the file does not hold yet, and add each as it is done."""
-    missing = [run for run in runs if run not in file.done]
+def finish(trials: list[Trial], file: RowsFile, *, source: str, target: float, jobs: int, progress: Progress) -> None:
+    """Make the trials that the file does not hold yet, and add each as it is done."""
+    missing = [trial for trial in trials if trial not in file.done]
     if not missing:
         return
     began, before = time.perf_counter(), len(file.done)
@@ -110,14 +112,14 @@ def finish(runs: list[Run], file: RowsFile, *, source: str, target: float, jobs:
         file.end_session({"runs": len(file.done) - before, "jobs": jobs, "seconds": seconds, "commit": commit()})
 
 
-def _results(runs: list[Run], source: str, target: float, jobs: int) -> Iterator[Result]:
+def _results(trials: list[Trial], source: str, target: float, jobs: int) -> Iterator[Result]:
     # Spawned, not forked: the threads of NumPy and Numba do not survive a fork.
     context, others = multiprocessing.get_context("spawn"), set(multiprocessing.active_children())
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(source, target)) as pool:
         try:
-            for future in as_completed([pool.submit(_train, run) for run in runs]):
+            for future in as_completed([pool.submit(_train, trial) for trial in trials]):
                 yield future.result()
-        except BaseException:  # Ctrl-C too: nobody waits for the runs that have begun
+        except BaseException:  # Ctrl-C too: nobody waits for the trials that have begun
             pool.shutdown(wait=False, cancel_futures=True)
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
@@ -155,5 +157,5 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _train(run: Run) -> Result:
-    return train(run, **_given)
+def _train(trial: Trial) -> Result:
+    return train(trial, **_given)

@@ -9,17 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .points import ENOUGH, LEVEL, Point, arm, interval, panels, points, shown
-from .running import Curve, Row
+from .records import Curve, Row, Said
 
 ARMS = {"batch": "with batch normalisation", "none": "without it"}
-
-
-class Sentence(NamedTuple):
-    """A result in words; `wins` says whether batch normalisation does, None where that was not asked."""
-
-    experiment: str
-    text: str
-    wins: bool | None
 
 
 class Panel(NamedTuple):
@@ -41,23 +33,24 @@ class Panel(NamedTuple):
         return {norm: arm(self.points, norm) for norm in ARMS}
 
 
-Said = Iterator[tuple[str, bool | None]]
+Texts = Iterator[tuple[str, bool | None]]
 
 
-def sentences(rows: Sequence[Row], curves: Sequence[Curve], target: float) -> list[Sentence]:
+def sentences(rows: Sequence[Row], curves: Sequence[Curve], target: float) -> list[Said]:
     """The results in words, in the order of the rows."""
-    found = []
+    found: list[Said] = []
     for (experiment, name), group in panels(points(rows)).items():
         own = [curve for curve in curves if (curve["experiment"], curve["panel"]) == (experiment, name)]
         for say in SAID[experiment]:
-            found += [Sentence(experiment, f"{name}: {text}", wins) for text, wins in say(Panel(group, own, target))]
+            for text, wins in say(Panel(group, own, target)):
+                found.append({"experiment": experiment, "text": f"{name}: {text}", "wins": wins})
     return found
 
 
 # ---- said of every comparison
 
 
-def _fastest(panel: Panel) -> Said:
+def _fastest(panel: Panel) -> Texts:
     """Steps to the target, each arm at its fastest setting. What was there at the first look may have been earlier."""
     best = {norm: min(own, key=lambda point: point.choice_mean_steps) for norm, own in panel.arms().items()}
     ours, other = (point.mean_steps for point in best.values())
@@ -83,7 +76,7 @@ def _fastest(panel: Panel) -> Said:
     yield f"{reached}, {times} ({_interval(low, high, '.1f')}).{tail}", low > 1
 
 
-def _most_accurate(panel: Panel) -> Said:
+def _most_accurate(panel: Panel) -> Texts:
     """The mean accuracy of each arm at its best setting."""
     best = {norm: max(own, key=lambda point: point.choice_mean) for norm, own in panel.arms().items()}
     said = [f"{_accuracy(point)} {ARMS[norm]} ({point.setting})" for norm, point in best.items()]
@@ -118,7 +111,7 @@ def _interval(low: float, high: float, digits: str) -> str:
     return f"Welch's {LEVEL:.0%} interval {low:{digits}} to {high:{digits}}"
 
 
-def _diverged(panel: Panel) -> Said:
+def _diverged(panel: Panel) -> Texts:
     counts = {norm: sum(point.diverged for point in own) for norm, own in panel.arms().items()}
     sizes = {norm: sum(len(point.accuracies) for point in own) for norm, own in panel.arms().items()}
     if any(counts.values()):
@@ -130,7 +123,7 @@ def _diverged(panel: Panel) -> Said:
 
 
 def usable_range(scan: Sequence[tuple[float, bool]]) -> tuple[float, float] | None:
-    """The ends of the longest run of neighbouring usable values; None where none is usable.
+    """The ends of the longest row of neighbouring usable values; None where none is usable.
 
     Examples
     --------
@@ -153,22 +146,22 @@ def _range(scan: Sequence[tuple[float, bool]]) -> tuple[str, float]:
     return f"{count} of {len(scan)}, {reach} ({decades:.1f} decades)", decades
 
 
-def _ranges(what: str, scanned: Callable[[Point], float], panel: Panel, arms: dict[str, list[Point]]) -> Said:
+def _ranges(what: str, scanned: Callable[[Point], float], panel: Panel, arms: dict[str, list[Point]]) -> Texts:
     found = {norm: _range([(scanned(point), point.usable) for point in own]) for norm, own in arms.items()}
     (ours, wide), (other, narrow) = found.values()
     tail, wins = panel.decide(wide > narrow + 1e-9, " Batch normalisation does not widen the range here.")
     yield f"usable {what} with batch normalisation: {ours}; without it: {other}.{tail}", wins
 
 
-def _rates(panel: Panel) -> Said:
+def _rates(panel: Panel) -> Texts:
     yield from _ranges("learning rates", lambda point: point.learning_rate, panel, panel.arms())
 
 
-def _scales(panel: Panel) -> Said:
+def _scales(panel: Panel) -> Texts:
     yield from _ranges("factors of the initial weights", lambda point: float(point.value), panel, panel.arms())
 
 
-def _rates_by_value(panel: Panel) -> Said:
+def _rates_by_value(panel: Panel) -> Texts:
     for value, own in _by_value(panel).items():
         yield from _ranges(f"learning rates of {shown(value)}", lambda point: point.learning_rate, panel, own)
 
@@ -182,7 +175,7 @@ def _by_value(panel: Panel) -> dict[float | str, dict[str, list[Point]]]:
 # ---- said of single experiments
 
 
-def _deepest(panel: Panel) -> Said:
+def _deepest(panel: Panel) -> Texts:
     """The deepest network that reaches the target in the mean."""
     reach = {norm: [float(p.value) for p in own if p.mean >= panel.target] for norm, own in panel.arms().items()}
     ours, other = (max(depths, default=0) for depths in reach.values())
@@ -192,7 +185,7 @@ def _deepest(panel: Panel) -> Said:
     yield f"deepest network whose mean test accuracy reaches {panel.target:g}: {reached}", wins
 
 
-def _losses(what: str, panel: Panel) -> Said:
+def _losses(what: str, panel: Panel) -> Texts:
     """The values at which the best setting with it is less accurate than the best without."""
     best = {
         value: [max(own, key=lambda point: point.choice_mean) for own in arms.values()]
@@ -204,15 +197,15 @@ def _losses(what: str, panel: Panel) -> Said:
         yield f"batch normalisation loses with this many {what}: {', '.join(said)}.", False
 
 
-def _deep_losses(panel: Panel) -> Said:
+def _deep_losses(panel: Panel) -> Texts:
     yield from _losses("hidden layers", panel)
 
 
-def _small_losses(panel: Panel) -> Said:
+def _small_losses(panel: Panel) -> Texts:
     yield from _losses("rows in a batch", panel)
 
 
-def _position(panel: Panel) -> Said:
+def _position(panel: Panel) -> Texts:
     """Before against after the activation, each at its best learning rate."""
     before, after = (
         max((point for point in panel.points if point.value == value), key=lambda point: point.choice_mean)
@@ -227,7 +220,7 @@ def _position(panel: Panel) -> Said:
     yield f"normalised before the activation {said[0]}, after it {said[1]}: {verdict}.", None
 
 
-def _matched(panel: Panel) -> Said:
+def _matched(panel: Panel) -> Texts:
     """At the largest learning rate that is usable in both arms, and at the largest of each."""
     usable = {norm: {p.learning_rate: p for p in own if p.usable} for norm, own in panel.arms().items()}
     both = usable["batch"].keys() & usable["none"].keys()
@@ -244,7 +237,7 @@ def _matched(panel: Panel) -> Said:
         yield f"each at its largest usable learning rate: {said}: {verdict}.", wins
 
 
-def _movement(panel: Panel) -> Said:
+def _movement(panel: Panel) -> Texts:
     """How far the median of the watched unit's input wanders, in widths between its outer percentiles."""
     drifts: dict[str, list[float]] = {norm: [] for norm in ARMS}
     for curve in panel.curves:
@@ -259,7 +252,7 @@ def _movement(panel: Panel) -> Said:
     yield f"{moves} by {said}.{tail}", high < 0
 
 
-def _learned(panel: Panel) -> Said:
+def _learned(panel: Panel) -> Texts:
     """Where gamma and beta of the watched layer end, in the mean of the seeds."""
     said = []
     for name, start in (("gamma", 1), ("beta", 0)):
@@ -269,7 +262,7 @@ def _learned(panel: Panel) -> Said:
     yield f"of the last hidden layer's units {', and '.join(said)}, 15th to 85th percentile.", None
 
 
-def _same_trajectory(panel: Panel) -> Said:
+def _same_trajectory(panel: Panel) -> Texts:
     """The largest difference of the losses with and without the bias, over seeds and looks."""
     losses = {(curve["value"], curve["seed"]): curve["loss"] for curve in panel.curves}
     gaps = [
@@ -283,7 +276,7 @@ def _same_trajectory(panel: Panel) -> Said:
 
 COMPARED = (_fastest, _most_accurate, _diverged)
 
-SAID: dict[str, tuple[Callable[[Panel], Said], ...]] = {
+SAID: dict[str, tuple[Callable[[Panel], Texts], ...]] = {
     "section_4_1": (*COMPARED, _movement, _learned),
     "learning_rate": (_rates, *COMPARED),
     "matched": (_matched, *COMPARED),

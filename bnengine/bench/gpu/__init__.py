@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any
 import cupy
 
 from ... import provenance
-from .. import tables
+from .. import networks, tables
 from ..normalization import Shape
+from ..records import Record, Row
 from ..timing import Builder, Outcome, failed, rounded, time_is_over
 from . import events, normalization, steps
 from .shared import clear
 
 if TYPE_CHECKING:
     from .. import Options
-
-Record = dict[str, Any]
 
 
 def run(options: Options, record: Record, tell: Callable[[str], None]) -> None:
@@ -41,8 +40,8 @@ def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> Non
                 _kernels(options, record, tell, group, shape, work)
     if options.measures("steps"):
         for network in steps.NETWORKS:
-            make = functools.partial(steps.Case, network, options.dtype, options.seed)
-            rows = _measured(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
+            make = functools.partial(networks.Case, network, options.dtype, options.seed, "cupy")
+            rows = _measure(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
             for line in tables.gpu_step_lines(rows, network.name, options.samples):
                 tell(line)
 
@@ -50,15 +49,16 @@ def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> Non
 def _kernels(
     options: Options, record: Record, tell: Callable[[str], None], group: str, shape: Shape, work: str
 ) -> None:
-    about = {"group": f"{group}, {work}", "case": shape.name, "work": work, "shape": list(shape.sizes)}
+    about: Row = {"group": f"{group}, {work}", "case": shape.name, "work": work}
+    about |= {"shape": list(shape.sizes), "axis": shape.axis}
     make = functools.partial(normalization.Case, shape, options.dtype, work, options.seed)
-    rows = _measured(options, record, make, {**about, "axis": shape.axis}, normalization.BUILDERS)
+    rows = _measure(options, record, make, about, normalization.BUILDERS)
     tell(tables.gpu_line(rows, shape.name, work))
 
 
-def _measured(
-    options: Options, record: Record, make: Callable[[], Any], about: Record, builders: Mapping[str, Builder]
-) -> list[Record]:
+def _measure(
+    options: Options, record: Record, make: Callable[[], Any], about: Row, builders: Mapping[str, Builder]
+) -> list[Row]:
     """The rows of a case, one for each clock of each contender; what fails is named, and the others go on."""
     if time_is_over(options.minutes, record, about["case"]):
         return []
@@ -69,8 +69,8 @@ def _measured(
         outcome = events.measure(case, builders, wanted=options.wanted, repeats=options.samples, clocks=clocks)
     except Exception as reason:  # noqa: BLE001  out of memory, or the device is lost
         outcome = Outcome([], [failed("all", reason)])
-    about = {**about, "dtype": options.dtype}
-    rows = [{**about, **row, "group": f"{about['group']}, {row['clock']}"} for row in outcome.rows]
+    about = about | {"dtype": options.dtype}
+    rows = [about | row | {"group": f"{about['group']}, {row['clock']}"} for row in outcome.rows]
     if "work" in about:
         rows = [row | _of_copy(row, case.floor / record["copy"]["bytes_per_second"]) for row in rows]
     record["rows"] += rows
@@ -78,9 +78,10 @@ def _measured(
     return rows
 
 
-def _of_copy(row: Record, least: float) -> Record:
+def _of_copy(row: Row, least: float) -> Row:
     """The part of the copy's bandwidth that a row reaches, counted on the traffic that the work takes at least."""
     if row["clock"] == "call":
         return {}
-    slowest_last = (("median", "median"), ("p20", "p80"), ("p80", "p20"))
-    return {"of_copy": {name: rounded(least / row["seconds"][other]) for name, other in slowest_last}}
+    seconds = row["seconds"]
+    median, slow, fast = (rounded(least / part) for part in (seconds["median"], seconds["p80"], seconds["p20"]))
+    return {"of_copy": {"median": median, "p20": slow, "p80": fast}}

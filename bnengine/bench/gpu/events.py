@@ -11,7 +11,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..timing import Builder, Contender, Outcome, checked, compared, in_turn, rounded, spread
+from ..timing import Builder, Case, Contender, Outcome, check, compare, in_turn, rounded, spread
 
 WARM_UPS = 10
 COPIED = 1 << 30
@@ -101,14 +101,19 @@ def _scratch() -> Any:
 
 
 def measure(
-    case: Any, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, clocks: dict[str, Clock]
+    case: Case,
+    builders: Mapping[str, Builder],
+    *,
+    wanted: Callable[[str], bool],
+    repeats: int,
+    clocks: dict[str, Clock],
 ) -> Outcome:
     """Check, time on each clock and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = checked(case, {family: build for family, build in builders.items() if wanted(family)})
-    samples = interleaved(list(errors), repeats, clocks)
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    samples = take_samples(list(errors), repeats, clocks)
     rows = []
     for clock in clocks:
-        rows += compared(
+        rows += compare(
             [
                 {
                     "clock": clock,
@@ -124,7 +129,7 @@ def measure(
     return Outcome(rows, left_out)
 
 
-def interleaved(
+def take_samples(
     contenders: list[Contender], repeats: int, clocks: dict[str, Clock]
 ) -> dict[str, dict[str, list[float]]]:
     """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on."""
@@ -159,7 +164,7 @@ def copy(repeats: int) -> dict[str, Any]:
     contender.call()
     if contender.error():
         raise RuntimeError("the device's copy gives other values than it was given")
-    samples = interleaved([contender], repeats, {"warm": warm})[contender.name]["warm"]
+    samples = take_samples([contender], repeats, {"warm": warm})[contender.name]["warm"]
     seconds = spread(samples)
     bandwidth = rounded(2 * COPIED / seconds["median"])
     return {"bytes": COPIED, "bytes_per_second": bandwidth, "seconds": seconds, "samples": samples}

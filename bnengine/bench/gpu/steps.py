@@ -17,18 +17,11 @@ NETWORKS = (
 )
 
 
-class Case(networks.Case):
-    """A network whose parameters and batches are on the device."""
-
-    def __init__(self, network: networks.Network, dtype: str, seed: int = 0) -> None:
-        super().__init__(network, dtype, seed, "cupy")
+def _engine(case: networks.Case) -> Iterator[Contender]:
+    yield case.contender(OURS, steps.make_step(case))
 
 
-def _engine(case: Case) -> Iterator[Contender]:
-    yield case.contender(OURS, steps.trained(case))
-
-
-def _torch(case: Case) -> Iterator[Contender]:
+def _torch(case: networks.Case) -> Iterator[Contender]:
     import torch
 
     torch.backends.cudnn.enabled = True  # whatever contenders of kernels have set
@@ -36,7 +29,7 @@ def _torch(case: Case) -> Iterator[Contender]:
         yield case.contender(PYTORCH, peers.torch_step(case, fused=fused), "fused optimiser" * fused, asarray=tensor)
 
 
-def _compiled(case: Case) -> Iterator[Contender]:
+def _compiled(case: networks.Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
@@ -44,7 +37,7 @@ def _compiled(case: Case) -> Iterator[Contender]:
     yield case.contender(COMPILED, peers.torch_step(case, fused=True, compiled=True), asarray=tensor)
 
 
-def _jax(case: Case) -> Iterator[Contender]:
+def _jax(case: networks.Case) -> Iterator[Contender]:
     """With matrix products in float32, as the others' are: JAX's own choice on a GPU is less exact."""
     import jax
 

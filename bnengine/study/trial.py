@@ -1,4 +1,4 @@
-"""One run: train a network, look at it at fixed steps, and say what came out."""
+"""One trial: train a network, look at it at fixed steps, and say what came out."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from ..networks import Sequential, mlp
 from ..optimizers import BY_NAME
 from ..training.evaluation import evaluate
 from ..training.step import train_step
-from .experiments import WIDTH, Run
+from .experiments import WIDTH, Trial
+from .records import Curve, Row
 
 PARTS = {"test": "test_accuracy", "validation": "validation_accuracy"}
 """Of the rows, those that are looked at, and what a row and a curve call their accuracy."""
@@ -35,9 +36,6 @@ VALIDATION = 0.1
 
 PERCENTILES = (15, 50, 85)
 """Of the paper's figure 1."""
-
-Row = dict[str, Any]
-Curve = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -76,37 +74,37 @@ class Problem:
 
 
 def looks(steps: int) -> list[int]:
-    """The steps at which a run is evaluated: the last, and backwards by factors of the square root of two to 10.
+    """The steps at which a trial is evaluated: the last, and backwards by factors of the square root of two to 10.
 
     Examples
     --------
-    >>> from bnengine.study.running import looks
+    >>> from bnengine.study.trial import looks
     >>> looks(100)
     [12, 18, 25, 35, 50, 71, 100]
     """
     return sorted({round(steps / 2 ** (k / 2)) for k in range(60) if steps / 2 ** (k / 2) >= min(10, steps)})
 
 
-def train(run: Run, problem: Problem, target: float) -> tuple[Row, Curve]:
+def train(trial: Trial, problem: Problem, target: float) -> tuple[Row, Curve]:
     """Train as described; the row of results, and what was seen at each look.
 
-    A run whose loss is not finite stops there. It counts with the accuracy of guessing.
+    A trial whose loss is not finite stops there. It counts with the accuracy of guessing.
     """
     began = time.perf_counter()
     curve: Curve = {name: [] for name in ("step", "loss", *PARTS.values())}
     diverged_at = None
-    for step, loss, seen in _trained(run, problem, curve):
+    for step, loss, seen in _steps(trial, problem, curve):
         if not np.isfinite([loss, *(part["loss"] for part in seen.values())]).all():
             diverged_at = step
             break
         if seen:
             curve["step"].append(step)
-            curve["loss"].append(loss if run.dtype == "float64" else float(f"{loss:.6g}"))
+            curve["loss"].append(loss if trial.dtype == "float64" else float(f"{loss:.6g}"))
             for part, name in PARTS.items():
                 curve[name].append(seen[part]["accuracy"])
-    row = {
-        **dataclasses.asdict(run),
-        "network": run.network,
+    row: Any = {
+        **dataclasses.asdict(trial),
+        "network": trial.network,
         "seconds": round(time.perf_counter() - began, 2),
         **{name: curve[name][-1] if diverged_at is None else problem.chance for name in PARTS.values()},
         "steps_to_target": _first_step(curve, "test_accuracy", target),
@@ -122,16 +120,16 @@ def _first_step(curve: Curve, name: str, target: float) -> int | None:
     return next((step for step, seen in zip(curve["step"], curve[name], strict=True) if seen >= target), None)
 
 
-def network(run: Run, inputs: int, outputs: int) -> Sequential:
-    """The run's network; its inputs are standardised already."""
+def network(trial: Trial, inputs: int, outputs: int) -> Sequential:
+    """The trial's network; its inputs are standardised already."""
     net = mlp(
-        [inputs, *[WIDTH] * run.hidden, outputs],
-        norm=None if run.norm == "none" else run.norm,
-        activation=run.activation,
-        norm_position=run.norm_position,
-        scale=run.scale,
+        [inputs, *[WIDTH] * trial.hidden, outputs],
+        norm=None if trial.norm == "none" else trial.norm,
+        activation=trial.activation,
+        norm_position=trial.norm_position,
+        scale=trial.scale,
     )
-    return _with_bias(net) if run.bias == "with" else net
+    return _with_bias(net) if trial.bias == "with" else net
 
 
 def _with_bias(net: Sequential) -> Sequential:
@@ -153,36 +151,36 @@ def _draw_biases(params: Tree, seed: int, backend: Backend) -> None:
         layer["bias"] = backend.asarray(rng.standard_normal(layer["bias"].shape))
 
 
-def _trained(run: Run, problem: Problem, curve: Curve) -> Iterator[tuple[int, float, dict[str, Any]]]:
+def _steps(trial: Trial, problem: Problem, curve: Curve) -> Iterator[tuple[int, float, dict[str, Any]]]:
     """(step, loss of its batch, loss and accuracy of each of `PARTS` at a look) for each step."""
-    backend = make_backend(run.backend, dtype=run.dtype, device=run.device)
-    net = network(run, problem.x.shape[1], problem.classes)
-    optimizer = BY_NAME[run.optimizer](run.learning_rate)
-    params, state = net.init(run.seed, backend=backend)
-    if run.bias == "with":
-        _draw_biases(params, run.seed, backend)
+    backend = make_backend(trial.backend, dtype=trial.dtype, device=trial.device)
+    net = network(trial, problem.x.shape[1], problem.classes)
+    optimizer = BY_NAME[trial.optimizer](trial.learning_rate)
+    params, state = net.init(trial.seed, backend=backend)
+    if trial.bias == "with":
+        _draw_biases(params, trial.seed, backend)
     opt_state = optimizer.init(params)
-    at = set(looks(run.steps))
+    at = set(looks(trial.steps))
     parts = {"test": (problem.x_test, problem.y_test), "validation": (problem.x_validation, problem.y_validation)}
-    parts = {name: (x.astype(run.dtype, copy=False), labels) for name, (x, labels) in parts.items()}
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some runs diverge: that is a result
-        for step, rows in enumerate(itertools.islice(_batches(run, len(problem.x)), run.steps), 1):
+    parts = {name: (x.astype(trial.dtype, copy=False), labels) for name, (x, labels) in parts.items()}
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some trials diverge: that is a result
+        for step, rows in enumerate(itertools.islice(_batches(trial, len(problem.x)), trial.steps), 1):
             x, labels = backend.asarray(problem.x[rows]), backend.asarray(problem.y[rows])
             params, state, opt_state, loss = train_step(net, optimizer, params, state, opt_state, x, labels)
             seen: dict[str, Any] = {}
             if step in at:
-                some = slice(None if step == run.steps else LOOKED)
+                some = slice(None if step == trial.steps else LOOKED)
                 for part, (x, labels) in parts.items():
                     seen[part] = evaluate(net, params, state, (x[some], labels[some]), backend=backend)
-                if run.experiment == "section_4_1":
+                if trial.experiment == "section_4_1":
                     _watch(net, params, state, backend.asarray(parts["test"][0][:LOOKED]), curve)
             yield step, float(loss), seen
 
 
-def _batches(run: Run, rows: int) -> Iterator[HostArray]:
-    """Row numbers of mini-batches, epoch after epoch; the same for every run with this seed and batch size."""
+def _batches(trial: Trial, rows: int) -> Iterator[HostArray]:
+    """Row numbers of mini-batches, epoch after epoch; the same for every trial with this seed and batch size."""
     for epoch in itertools.count(1):
-        yield from data.batches(rows, run.batch_size, np.random.default_rng([run.seed, epoch]))
+        yield from data.batches(rows, trial.batch_size, np.random.default_rng([trial.seed, epoch]))
 
 
 def _watch(net: Sequential, params: Tree, state: Tree, x: Array, curve: Curve) -> None:
