@@ -26,9 +26,9 @@ def kernels() -> ModuleType:
     cupy = pytest.importorskip("cupy", reason="no CuPy")
     if not cupy.is_available():
         pytest.skip("no GPU that CuPy can use")
-    from bnengine.kernels import cuda
+    from bnengine.kernels import load
 
-    return cuda
+    return load("cuda")
 
 
 @pytest.fixture

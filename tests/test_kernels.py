@@ -10,11 +10,15 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from host_cuda.conftest import device, stand_in  # noqa: F401
+from host_cuda.conftest import kernels as cuda_kernels  # noqa: F401
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,22 +39,109 @@ def fast(request):
 # ---- the seam
 
 
-@pytest.mark.parametrize("name", [n for names in kernels.FAST.values() for n in names])
-def test_same_names_and_signatures_as_the_reference(name):
-    if kernels.why_not(name) is not None:
-        pytest.skip(str(kernels.why_not(name)))
-    module = kernels.load(name)
-    assert callable(module.supports)
-    for public, function in vars(reference).items():
-        if public.startswith("_") or not inspect.isfunction(function) or function.__module__ != reference.__name__:
-            continue
-        if public == "statistics_dtype":
-            continue
-        ours = inspect.signature(getattr(module, public)).parameters
-        theirs = inspect.signature(function).parameters
-        assert [(p.name, p.kind, p.default) for p in ours.values()] == [
-            (p.name, p.kind, p.default) for p in theirs.values()
-        ], public
+PUBLIC = [
+    name
+    for name, function in inspect.getmembers(reference, inspect.isfunction)
+    if function.__module__ == reference.__name__ and not name.startswith("_") and name != "statistics_dtype"
+]
+
+
+class Seam(NamedTuple):
+    """A fast module, and the ways of arrays to it and back."""
+
+    module: ModuleType
+    put: Callable[[np.ndarray], Any]
+    get: Callable[[Any], np.ndarray]
+
+
+@pytest.fixture(params=[name for names in kernels.FAST.values() for name in names])
+def seam(request):
+    """Each module that the seam lists; those for GPUs run on the host."""
+    name = request.param
+    if name in kernels.FAST["numpy"]:
+        if why := kernels.why_not(name):
+            pytest.skip(f"{why}: pip install '.[{kernels.EXTRAS[name]}]'")
+        return Seam(kernels.load(name), np.asarray, np.asarray)
+    here = request.getfixturevalue("device")
+    return Seam(request.getfixturevalue(f"{name}_kernels"), here.put, here.get)
+
+
+def parameters_of(function):
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+def test_same_signatures_as_the_reference(seam):
+    assert seam.module.supports(seam.put(np.ones((2, 2), np.float32)))
+    for name in PUBLIC:
+        assert parameters_of(getattr(seam.module, name)) == parameters_of(getattr(reference, name)), name
+    if hasattr(seam.module, "warmup"):
+        assert str(inspect.signature(seam.module.warmup)) == "(*dtypes: 'str') -> 'str'"
+
+
+def arguments_of(name):
+    """What each kernel is called with on NumPy arrays."""
+    rng = np.random.default_rng(0)
+    x, dy, z = (rng.standard_normal((19, 6)).astype(np.float32) for _ in range(3))
+    gamma, beta = parameters(6)
+    m = reference.moments(x, 1)
+    end = gamma, beta, 1, EPS, True
+    sums = reference.gradient_sums(dy, x, m, *end)
+    return {
+        "moments": (x, 1),
+        "normalize": (x, m, *end),
+        "gradient_sums": (dy, x, m, *end),
+        "input_gradient": (dy, x, m, sums, 19, *end),
+        "given_gradient": (dy, x, m, *end),
+        "forward": (x, *end),
+        "backward": (dy, x, m, *end),
+        "blend": (m.mean, m.var, gamma, beta, 0.1, 1.5),
+        "matmul": (x, dy.T),
+        "relu": (x,),
+        "relu_backward": (x, dy),
+        "sigmoid": (x,),
+        "sigmoid_backward": (gamma, beta),
+        "softmax_cross_entropy": (z, rng.integers(0, 6, 19)),
+    }[name]
+
+
+def arrays_through(function, tree):
+    if isinstance(tree, tuple):
+        mapped = (arrays_through(function, leaf) for leaf in tree)
+        return type(tree)._make(mapped) if hasattr(tree, "_make") else tuple(mapped)
+    return function(tree) if hasattr(tree, "dtype") else tree
+
+
+def leaves_of(tree):
+    return [leaf for branch in tree for leaf in leaves_of(branch)] if isinstance(tree, tuple) else [tree]
+
+
+UPDATES = {name for name in PUBLIC if "params" in inspect.signature(getattr(reference, name)).parameters}
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in UPDATES])  # which have tests of their own
+def test_same_numbers_as_the_reference(seam, name):
+    arguments = arguments_of(name)
+    want = leaves_of(getattr(reference, name)(*arguments))
+    got = leaves_of(getattr(seam.module, name)(*arrays_through(seam.put, arguments)))
+    for ours, theirs in zip(got, want, strict=True):
+        np.testing.assert_allclose(seam.get(ours), theirs, rtol=2e-6, atol=2e-6)
+
+
+def test_a_module_of_few_kernels_is_given_the_others(monkeypatch):
+    module = ModuleType("bnengine.kernels.few")
+    module.relu = module.supports = lambda x: x
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(kernels.FAST, "numpy", ("few",))
+    kernels._load.cache_clear()
+    assert kernels.load("few") is module
+    assert module.moments is reference.moments
+    assert module.relu is module.supports
+    assert not hasattr(module, "_sum")
+
+
+@pytest.mark.parametrize(("package", "library"), [("jaxlib._jax", "jax"), ("numpy", "numpy"), ("mylib.core", "mylib")])
+def test_the_library_of_an_array(package, library):
+    assert kernels.library(type("Array", (), {"__module__": package})) == library
 
 
 def test_importing_bnengine_imports_no_compiler():

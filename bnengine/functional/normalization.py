@@ -84,9 +84,9 @@ def batch_norm(
         Sums an array over ranks and gives every rank the sum. Statistics and gradients then are those of
         the whole batch, for shares of any size, empty ones included. Each call reads the batch's count
         on the host.
-    impl : {None, "reference", "cpu", "blocked", "cuda"}
-        None chooses; the others force one implementation or raise saying why it cannot run: "cpu" is
-        compiled and "blocked" plain NumPy, both for NumPy arrays; "cuda" is for CuPy arrays.
+    impl : str, optional
+        None chooses; "reference" or the name of a fast module (those of each library are listed in
+        `bnengine.kernels.FAST`) forces one implementation or raises saying why it cannot run.
 
     Returns
     -------

@@ -8,7 +8,7 @@ memory that stays in cache, where the specification writes every intermediate re
 from __future__ import annotations
 
 from ..._typing import Array
-from .. import memory, reference, views
+from .. import memory, views
 from ..reference import Moments
 from . import network, passes
 from .blocks import of
@@ -82,12 +82,9 @@ def backward(
     return view.restored(dx), sums
 
 
-blend = reference.blend
-
-
 # ---- the network's other hot operations
 
 matmul, softmax_cross_entropy = network.matmul, network.softmax_cross_entropy
-relu, relu_backward = network.relu, reference.relu_backward
+relu = network.relu
 sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
 sgd, momentum, rmsprop, adam = network.sgd, network.momentum, network.rmsprop, network.adam

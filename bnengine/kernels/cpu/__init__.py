@@ -18,8 +18,9 @@ from .. import blocked, views, workers
 from ..reference import Moments
 from ..views import View
 from . import other as network
-from . import updates
+from . import planes, updates
 from .columns import Columns
+from .compiling import cache_folder
 from .layout import Layout
 from .planes import Planes
 
@@ -90,7 +91,6 @@ def backward(
 
 
 given_gradient = blocked.given_gradient
-blend = blocked.blend
 
 
 @functools.lru_cache(maxsize=1024)
@@ -118,9 +118,9 @@ sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, u
 # ---- ahead of time
 
 
-def warmup(*dtypes: str) -> None:
-    """Compile all kernels for these dtypes ("float32", "float64"), which else happens on first use."""
-    for name in dtypes:
+def warmup(*dtypes: str) -> str:
+    """Compile all kernels for these dtypes, which else happens on first use; float16 is computed in float32."""
+    for name in dtypes or ("float32", "float64"):
         dtype = np.dtype(name)
         for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
             _every_kernel(np.zeros(shape, dtype))
@@ -133,6 +133,7 @@ def warmup(*dtypes: str) -> None:
         rmsprop(p, g, v, [0.0], rate=0.1, decay=0.9, eps=1e-8)
         betas = {"beta1": 0.9, "beta2": 0.99, "correction1": 0.1, "correction2": 0.1}
         adam(p, g, m, v, [0.0], rate=0.1, eps=1e-8, decoupled=False, **betas)
+    return cache_folder(planes.normalize)
 
 
 def _every_kernel(x: Array) -> None:

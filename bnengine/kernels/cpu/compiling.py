@@ -40,6 +40,11 @@ def compiled(function: F) -> F:
     return cast("F", result)
 
 
+def cache_folder(function: Any) -> str:
+    """Where what was compiled of a function is kept."""
+    return function.stats.cache_path or "no folder, as none can be written to: set NUMBA_CACHE_DIR to one"
+
+
 class _Notice(event.Listener):  # type: ignore[misc]  # numba has no type information
     """One line on standard error when a kernel of this package is compiled, not when it is loaded."""
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, memory, views
+from .. import blocked, memory, reference, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
 
@@ -66,7 +66,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
 
 
 def relu_backward(y: Array, dy: Array) -> Array:
-    return _through(_relu_backward, y, dy) if _alike(y, dy) else blocked.relu_backward(y, dy)
+    return _through(_relu_backward, y, dy) if _alike(y, dy) else reference.relu_backward(y, dy)
 
 
 def sigmoid_backward(y: Array, dy: Array) -> Array:

@@ -8,6 +8,8 @@ called.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -29,25 +31,25 @@ WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
 ONE_BLOCK = 256
 """Rows of logits that one block takes, so that no other has to be waited for."""
 
-matmul = reference.matmul
-relu, relu_backward = reference.relu, reference.relu_backward
-
 
 def supports(x: Array) -> bool:
     """Whether the kernels take x as it is."""
     return x.dtype.name in DTYPES
 
 
-def warmup() -> None:
-    """Compile every kernel for the current device, for each dtype: later calls find them in CuPy's cache."""
+def warmup(*dtypes: str) -> str:
+    """Compile every kernel for the current device: later calls find them in CuPy's cache."""
     chip = wide.chip_of(device.cupy.cuda.Device().id)
     for dtype in (device.cupy.float16, device.cupy.float32, device.cupy.float64, *_bfloat16()):
         name = np.dtype(dtype).name
+        if dtypes and name not in dtypes:
+            continue
         if name in wide.DTYPES and chip.architecture >= plans.OLDEST:
             wide.warmup(name, np.dtype(dtype).itemsize, chip)
         for shape in WARM_SHAPES:
             _warm_portable(laid_out(device.cupy.zeros(shape, dtype=dtype), 1))
         _warm_network(device.cupy.zeros((2, 2), dtype=dtype))
+    return os.environ.get("CUPY_CACHE_DIR", str(Path.home() / ".cupy" / "kernel_cache"))  # as CuPy chooses it
 
 
 # ---- batch normalisation
