@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 import bnengine as bn
 from bnengine import kernels
 from bnengine.kernels import reference
-from bnengine.kernels.reference import Moments
+from bnengine.kernels.reference import Affine, Moments
 
 EPS = 1e-5
 NUMPY = [name for name in kernels.FAST["numpy"] if kernels.why_not(name) is None]
@@ -84,7 +84,7 @@ def arguments_of(name):
     x, dy, z = (rng.standard_normal((19, 6)).astype(np.float32) for _ in range(3))
     gamma, beta = parameters(6)
     m = reference.moments(x, 1)
-    end = gamma, beta, 1, EPS, True
+    end = Affine(gamma, beta, EPS, True), 1
     sums = reference.gradient_sums(dy, x, m, *end)
     return {
         "moments": (x, 1),
@@ -97,7 +97,7 @@ def arguments_of(name):
         "blend": (m.mean, m.var, gamma, beta, 0.1, 1.5),
         "matmul": (x, dy.T),
         "relu": (x,),
-        "relu_backward": (x, dy),
+        "relu_backward": (dy, x),
         "sigmoid": (x,),
         "sigmoid_backward": (gamma, beta),
         "softmax_cross_entropy": (z, rng.integers(0, 6, 19)),
@@ -211,6 +211,7 @@ def test_warmup_leaves_nothing_to_compile():
 import numpy as np
 from numba.core import event
 from bnengine.kernels import cpu
+from bnengine.kernels.reference import Affine
 cpu.warmup("float32")
 class Listener(event.Listener):
     def on_start(self, event):
@@ -221,8 +222,8 @@ event.register("numba:compile", Listener())
 for shape in ((60, 100), (3, 4, 5, 5), (9000, 100), (60, 2, 9000)):
     x = np.ones(shape, np.float32)
     x.setflags(write=False)
-    y, m = cpu.forward(x, None, None, 1, 1e-5, False)
-    cpu.backward(x, np.asfortranarray(x), m, None, None, 1, 1e-5, False)
+    y, m = cpu.forward(x, Affine(None, None, 1e-5, False), 1)
+    cpu.backward(x, np.asfortranarray(x), m, Affine(None, None, 1e-5, False), 1)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -272,8 +273,8 @@ def check(fast, x, axis, relu=True, affine=True, tolerance=1e-6, seed=0):
     """Forward and backward of x against the oracle; gives both results."""
     dy = np.random.default_rng(seed).standard_normal(x.shape).astype(x.dtype)
     gamma, beta = parameters(x.shape[axis]) if affine else (None, None)
-    y, m = fast.forward(x, gamma, beta, axis, EPS, relu)
-    dx, sums = fast.backward(dy, x, m, gamma, beta, axis, EPS, relu)
+    y, m = fast.forward(x, Affine(gamma, beta, EPS, relu), axis)
+    dx, sums = fast.backward(dy, x, m, Affine(gamma, beta, EPS, relu), axis)
     assert y.dtype == dx.dtype == x.dtype
     assert y.shape == dx.shape == x.shape
     statistics = np.float64 if x.dtype == np.float64 else np.float32
@@ -365,14 +366,16 @@ def test_layouts_give_the_same_and_inputs_stay(fast, layout, shape):
     plain, dplain = (rng.standard_normal(shape).astype(np.float32) for _ in range(2))
     x, dy = LAYOUTS[layout](plain), LAYOUTS[layout](dplain)
     gamma, beta = (readonly(v) for v in parameters(shape[1]))
-    y, m = fast.forward(x, gamma, beta, 1, EPS, True)
-    dx, _ = fast.backward(dy, x, m, gamma, beta, 1, EPS, True)
-    want, wanted = fast.forward(plain, gamma, beta, 1, EPS, True)
+    y, m = fast.forward(x, Affine(gamma, beta, EPS, True), 1)
+    dx, _ = fast.backward(dy, x, m, Affine(gamma, beta, EPS, True), 1)
+    want, wanted = fast.forward(plain, Affine(gamma, beta, EPS, True), 1)
     np.testing.assert_allclose(y, want, atol=3e-6)
-    np.testing.assert_allclose(dx, fast.backward(dplain, plain, wanted, gamma, beta, 1, EPS, True)[0], atol=3e-6)
+    np.testing.assert_allclose(
+        dx, fast.backward(dplain, plain, wanted, Affine(gamma, beta, EPS, True), 1)[0], atol=3e-6
+    )
     np.testing.assert_array_equal(x, plain)
     np.testing.assert_array_equal(dy, dplain)
-    np.testing.assert_array_equal(fast.backward(dplain, x, m, gamma, beta, 1, EPS, True)[0], dx)
+    np.testing.assert_array_equal(fast.backward(dplain, x, m, Affine(gamma, beta, EPS, True), 1)[0], dx)
 
 
 # ---- numbers
@@ -420,10 +423,10 @@ def test_a_constant_channel_gives_beta(fast, shape, value):
     x = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     x[:, 3] = value
     gamma, beta = parameters(8)
-    y, m = fast.forward(x, gamma, beta, 1, EPS, False)
+    y, m = fast.forward(x, Affine(gamma, beta, EPS, False), 1)
     assert (y[:, 3] == beta[3]).all()
     assert m.var[3] == 0
-    dx, _ = fast.backward(np.ones_like(x), x, m, gamma, beta, 1, EPS, False)
+    dx, _ = fast.backward(np.ones_like(x), x, m, Affine(gamma, beta, EPS, False), 1)
     assert np.isfinite(dx).all()
 
 
@@ -436,12 +439,14 @@ def test_what_is_not_finite_stays_in_its_channel(fast, value, shape, axis):
     bad[1, 2] = value
     others = [c for c in range(shape[1]) if c != 2]
     for relu in (False, True):
-        y, m = fast.forward(x, None, None, axis, EPS, relu)
-        z, k = fast.forward(bad, None, None, axis, EPS, relu)
+        y, m = fast.forward(x, Affine(None, None, EPS, relu), axis)
+        z, k = fast.forward(bad, Affine(None, None, EPS, relu), axis)
         np.testing.assert_array_equal(z[:, others], y[:, others])
         assert np.isnan(z[:, 2]).any()
-        dx, _ = fast.backward(x, bad, k, None, None, axis, EPS, relu)
-        np.testing.assert_array_equal(dx[:, others], fast.backward(x, x, m, None, None, axis, EPS, relu)[0][:, others])
+        dx, _ = fast.backward(x, bad, k, Affine(None, None, EPS, relu), axis)
+        np.testing.assert_array_equal(
+            dx[:, others], fast.backward(x, x, m, Affine(None, None, EPS, relu), axis)[0][:, others]
+        )
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -449,18 +454,18 @@ def test_relu_keeps_nan_and_its_gradient_at_zero_is_zero(fast, axis):
     m = Moments(*(np.asarray([v], np.float32) for v in (0, 0, 1)))
     x = np.tile(np.asarray([np.nan, 0.0, -1.0, 1.0], np.float32), 21)  # whole vectors and single values
     x = x.reshape((-1, 1) if axis == 1 else (1, -1))
-    y = fast.normalize(x, m, None, None, axis, EPS, True).reshape(-1, 4)
+    y = fast.normalize(x, m, Affine(None, None, EPS, True), axis).reshape(-1, 4)
     assert np.isnan(y[:, 0]).all()
     assert (y[:, 1:3] == 0).all()
     dy = np.ones_like(x)
-    dx = fast.given_gradient(dy, x, m, None, None, axis, EPS, True)
-    np.testing.assert_allclose(dx, reference.given_gradient(dy, x, m, None, None, axis, EPS, True), rtol=1e-6)
+    dx = fast.given_gradient(dy, x, m, Affine(None, None, EPS, True), axis)
+    np.testing.assert_allclose(dx, reference.given_gradient(dy, x, m, Affine(None, None, EPS, True), axis), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(8, 3), (200, 3), (3, 8, 2), (4, 5, 300)])
 def test_a_constant_whose_square_overflows_gives_beta(fast, shape):
     x, beta = np.full(shape, 1e160), np.arange(shape[1], dtype=np.float64)
-    y, m = fast.forward(x, None, beta, 1, EPS, False)
+    y, m = fast.forward(x, Affine(None, beta, EPS, False), 1)
     assert (m.var == 0).all()
     np.testing.assert_array_equal(y, np.broadcast_to(beta.reshape(1, -1, *[1] * (x.ndim - 2)), shape))
 
@@ -481,19 +486,19 @@ def test_parts_make_the_whole(fast, shape, axis, dtype, relu):
     rng = np.random.default_rng(5)
     x, dy = ((rng.standard_normal(shape) + 2).astype(dtype) for _ in range(2))
     gamma, beta = parameters(shape[axis])
-    y, m = fast.forward(x, gamma, beta, axis, EPS, relu)
-    dx, sums = fast.backward(dy, x, m, gamma, beta, axis, EPS, relu)
+    y, m = fast.forward(x, Affine(gamma, beta, EPS, relu), axis)
+    dx, sums = fast.backward(dy, x, m, Affine(gamma, beta, EPS, relu), axis)
     for whole, part in zip(m, fast.moments(x, axis), strict=True):
         np.testing.assert_array_equal(part, whole)
-    np.testing.assert_array_equal(fast.normalize(x, m, gamma, beta, axis, EPS, relu), y)
+    np.testing.assert_array_equal(fast.normalize(x, m, Affine(gamma, beta, EPS, relu), axis), y)
     count = x.size // shape[axis]
-    parts = fast.gradient_sums(dy, x, m, gamma, beta, axis, EPS, relu)
+    parts = fast.gradient_sums(dy, x, m, Affine(gamma, beta, EPS, relu), axis)
     for whole, part in zip(sums, parts, strict=True):
         np.testing.assert_array_equal(part, whole)
-    np.testing.assert_array_equal(fast.input_gradient(dy, x, m, parts, count, gamma, beta, axis, EPS, relu), dx)
+    np.testing.assert_array_equal(fast.input_gradient(dy, x, m, parts, count, Affine(gamma, beta, EPS, relu), axis), dx)
     close = {"rtol": 1e-3 if dtype == np.float16 else 1e-5, "atol": 1e-5}
-    given = fast.given_gradient(dy, x, m, gamma, beta, axis, EPS, relu)
-    np.testing.assert_allclose(given, reference.given_gradient(dy, x, m, gamma, beta, axis, EPS, relu), **close)
+    given = fast.given_gradient(dy, x, m, Affine(gamma, beta, EPS, relu), axis)
+    np.testing.assert_allclose(given, reference.given_gradient(dy, x, m, Affine(gamma, beta, EPS, relu), axis), **close)
 
 
 def test_normalize_takes_the_remainder_of_a_given_mean(fast):
@@ -501,26 +506,26 @@ def test_normalize_takes_the_remainder_of_a_given_mean(fast):
     x = (np.random.default_rng(0).standard_normal((500, 2)) + mean).astype(np.float32)
     rounded = mean.astype(np.float32)
     m = Moments(rounded, (mean - rounded).astype(np.float32), np.ones(2, np.float32))
-    y = fast.normalize(x, m, None, None, 1, EPS, False)
+    y = fast.normalize(x, m, Affine(None, None, EPS, False), 1)
     np.testing.assert_allclose(y, (x.astype(float) - mean) / np.sqrt(1 + EPS), atol=4e-6)
 
 
 def test_parameters_of_another_dtype(fast):
     x = np.random.default_rng(0).standard_normal((30, 4)).astype(np.float32)
     gamma, beta = parameters(4, np.float64)
-    y, _ = fast.forward(x, gamma[::-1], beta, 1, EPS, False)
-    want, _ = fast.forward(x, gamma[::-1].astype(np.float32), beta.astype(np.float32), 1, EPS, False)
+    y, _ = fast.forward(x, Affine(gamma[::-1], beta, EPS, False), 1)
+    want, _ = fast.forward(x, Affine(gamma[::-1].astype(np.float32), beta.astype(np.float32), EPS, False), 1)
     np.testing.assert_array_equal(y, want)
 
 
 def test_results_are_the_callers_own(fast):
     x = np.random.default_rng(0).standard_normal((1000, 64)).astype(np.float32)
-    y, _ = fast.forward(x, None, None, 1, EPS, False)
+    y, _ = fast.forward(x, Affine(None, None, EPS, False), 1)
     kept = y[10:20].copy()
     view = y[10:20]
     del y
     for _ in range(3):
-        z, _ = fast.forward(x + 1, None, None, 1, EPS, True)
+        z, _ = fast.forward(x + 1, Affine(None, None, EPS, True), 1)
     np.testing.assert_array_equal(view, kept)
     assert not np.shares_memory(z, view)
     assert z.flags.writeable
@@ -567,8 +572,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape, axis):
     try:
         for threads in (1, 2, 5):
             workers.set_threads(threads)
-            y, m = cpu.forward(x, gamma, beta, axis, EPS, True)
-            dx, sums = cpu.backward(dy, x, m, gamma, beta, axis, EPS, True)
+            y, m = cpu.forward(x, Affine(gamma, beta, EPS, True), axis)
+            dx, sums = cpu.backward(dy, x, m, Affine(gamma, beta, EPS, True), axis)
             results.append([y, dx, *m, *sums])
     finally:
         workers.set_threads(before)
@@ -580,12 +585,12 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape, axis):
 def test_many_threads_at_once(fast):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((700 + 100 * i, 1000)).astype(np.float32) for i in range(6)]
-    want = [fast.forward(x, None, None, 1, EPS, True)[0].copy() for x in arrays]
+    want = [fast.forward(x, Affine(None, None, EPS, True), 1)[0].copy() for x in arrays]
     wrong = []
 
     def work(i):
         for _ in range(10):
-            if not np.array_equal(fast.forward(arrays[i], None, None, 1, EPS, True)[0], want[i]):
+            if not np.array_equal(fast.forward(arrays[i], Affine(None, None, EPS, True), 1)[0], want[i]):
                 wrong.append(i)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(len(arrays))]
@@ -600,11 +605,11 @@ def test_many_threads_at_once(fast):
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_after_a_fork(fast):
     x = np.random.default_rng(0).standard_normal((900, 1000)).astype(np.float32)
-    want = fast.forward(x, None, None, 1, EPS, True)[0]
+    want = fast.forward(x, Affine(None, None, EPS, True), 1)[0]
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(
-        target=lambda: sender.send(np.array_equal(fast.forward(x, None, None, 1, EPS, True)[0], want))
+        target=lambda: sender.send(np.array_equal(fast.forward(x, Affine(None, None, EPS, True), 1)[0], want))
     )
     child.start()
     assert receiver.poll(60)
@@ -630,7 +635,7 @@ def test_matmul_and_sigmoid(fast, dtype):
         y, reference.sigmoid(x.astype(np.longdouble)), rtol=3e-7 if dtype == np.float32 else 1e-15, atol=1e-37
     )
     dy = rng.standard_normal(x.shape).astype(dtype)
-    np.testing.assert_allclose(fast.sigmoid_backward(y, dy), dy * y * (1 - y), rtol=1e-6)
+    np.testing.assert_allclose(fast.sigmoid_backward(dy, y), dy * y * (1 - y), rtol=1e-6)
     assert fast.sigmoid(a.T).shape == a.T.shape
     np.testing.assert_array_equal(fast.sigmoid(a.T), fast.sigmoid(a).T)
 
@@ -643,10 +648,10 @@ def test_relu(fast, dtype):
     dy[1] = np.inf  # a product with the mask would make NaN of it
     y = fast.relu(x)
     np.testing.assert_array_equal(y, np.where(x <= 0, 0, x))
-    np.testing.assert_array_equal(fast.relu_backward(y, dy), np.where(x <= 0, 0, dy))
+    np.testing.assert_array_equal(fast.relu_backward(dy, y), np.where(x <= 0, 0, dy))
     square = x[:900].reshape(30, 30)
-    np.testing.assert_array_equal(fast.relu_backward(square.T, square), np.where(square.T <= 0, 0, square))
-    assert y.dtype == fast.relu_backward(y, dy).dtype == dtype
+    np.testing.assert_array_equal(fast.relu_backward(square, square.T), np.where(square.T <= 0, 0, square))
+    assert y.dtype == fast.relu_backward(dy, y).dtype == dtype
 
 
 @pytest.mark.parametrize("function", ["relu", "sigmoid", "relu_backward", "sigmoid_backward"])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ..._typing import Array
 from .. import memory, views
-from ..reference import Moments
+from ..reference import Affine, Moments
 from . import network, passes
 from .blocks import of
 
@@ -23,61 +23,42 @@ def moments(x: Array, axis: int) -> Moments:
     return passes.moments(view.flat(x), parts)
 
 
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     view, parts = of(x, axis)
-    affine = view.affine(gamma, beta, eps, relu)
+    affine = view.affine(affine)
     return view.restored(passes.normalize(view.flat(x), view.moments(moments), affine, parts))
 
 
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     view, parts = of(x, axis)
-    return passes.sums(view.flat(dy), view.flat(x), view.moments(moments), view.affine(gamma, beta, eps, relu), parts)
+    return passes.sums(view.flat(dy), view.flat(x), view.moments(moments), view.affine(affine), parts)
 
 
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     view, parts = of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     x, dy = view.flat(x), view.flat(dy)
     return view.restored(passes.input_gradient(dy, x, m, sums, count, affine, parts, memory.empty_like(x)))
 
 
-def given_gradient(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     view, parts = of(x, axis)
-    affine = view.affine(gamma, beta, eps, relu)
+    affine = view.affine(affine)
     return view.restored(passes.given_gradient(view.flat(dy), view.flat(x), view.moments(moments), affine, parts))
 
 
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     view, parts = of(x, axis)
     flat = view.flat(x)
     m = passes.moments(flat, parts)
-    return view.restored(passes.normalize(flat, m, view.affine(gamma, beta, eps, relu), parts)), m
+    return view.restored(passes.normalize(flat, m, view.affine(affine), parts)), m
 
 
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
     view, parts = of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     dx, sums = passes.backward(view.flat(dy), view.flat(x), m, view.seen[0] * view.seen[2], affine, parts)
     return view.restored(dx), sums
 

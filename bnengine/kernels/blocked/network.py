@@ -30,7 +30,7 @@ def sigmoid(x: Array) -> Array:
     return np.divide(1, y, out=y)
 
 
-def sigmoid_backward(y: Array, dy: Array) -> Array:
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     dx = np.subtract(1, y, out=_like(y))
     np.multiply(dx, y, out=dx)
     return np.multiply(dx, dy, out=dx)

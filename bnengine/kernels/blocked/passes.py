@@ -8,8 +8,8 @@ import numpy as np
 
 from ..._typing import Array
 from .. import memory
-from ..reference import Moments
-from ..views import FLOAT64, Affine
+from ..reference import Affine, Moments
+from ..views import FLOAT64
 from .blocks import Block, Part, Scratch, each
 
 
@@ -100,8 +100,8 @@ def input_gradient(
     dx may be dy itself.
     """
     inv_std = 1 / np.sqrt(moments.var.astype(np.float64) + affine.eps)
-    slope = -affine.gamma * inv_std * inv_std * sums[1] / count
-    offset = -affine.gamma * inv_std * sums[0] / count - moments.remainder * slope
+    slope = -(inv_std * affine.gamma) * inv_std * sums[1] / count
+    offset = -(inv_std * affine.gamma) * sums[0] / count - moments.remainder * slope
     vectors = [moments.mean, *_line(moments, affine), slope.astype(x.dtype), offset.astype(x.dtype)]
 
     def one(part: Part) -> None:

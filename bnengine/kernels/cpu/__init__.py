@@ -15,7 +15,7 @@ import numpy as np
 
 from ..._typing import Array
 from .. import blocked, views, workers
-from ..reference import Moments
+from ..reference import Affine, Moments
 from ..views import View
 from . import other as network
 from . import planes, updates
@@ -36,56 +36,39 @@ def moments(x: Array, axis: int) -> Moments:
     return layout.moments(view.flat(x))
 
 
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     view, layout = _of(x, axis)
-    coefficients = layout.coefficients(view.moments(moments), view.affine(gamma, beta, eps, relu))
-    return view.restored(layout.normalize(view.flat(x), coefficients, relu))
+    coefficients = layout.coefficients(view.moments(moments), view.affine(affine))
+    return view.restored(layout.normalize(view.flat(x), coefficients, affine.relu))
 
 
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     view, layout = _of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
     sum_dy, sum_dy_xhat = layout.sums(view.flat(dy), view.flat(x), m, coefficients, affine)
     return sum_dy, sum_dy_xhat
 
 
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     view, layout = _of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
     layout.add_slopes(coefficients, np.stack(sums), count, m, affine)
-    return view.restored(layout.input_gradient(view.flat(dy), view.flat(x), coefficients, relu))
+    return view.restored(layout.input_gradient(view.flat(dy), view.flat(x), coefficients, affine.relu))
 
 
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     view, layout = _of(x, axis)
-    y, m = layout.forward(view.flat(x), view.affine(gamma, beta, eps, relu))
+    y, m = layout.forward(view.flat(x), view.affine(affine))
     return view.restored(y), m
 
 
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
     view, layout = _of(x, axis)
-    affine = view.affine(gamma, beta, eps, relu)
+    affine = view.affine(affine)
     dx, sums = layout.backward(view.flat(dy), view.flat(x), view.moments(moments), affine)
     return view.restored(dx), (sums[0], sums[1])
 
@@ -137,8 +120,8 @@ def warmup(*dtypes: str) -> str:
 
 
 def _every_kernel(x: Array) -> None:
-    _, m = forward(x, None, None, 1, 1e-5, True)
-    backward(x, x, m, None, None, 1, 1e-5, True)
-    normalize(x, moments(x, 1), None, None, 1, 1e-5, True)
-    sums = gradient_sums(x, x, m, None, None, 1, 1e-5, True)
-    input_gradient(x, x, m, sums, 2, None, None, 1, 1e-5, True)
+    affine = Affine(None, None, 1e-5, True)
+    _, m = forward(x, affine, 1)
+    backward(x, x, m, affine, 1)
+    normalize(x, moments(x, 1), affine, 1)
+    input_gradient(x, x, m, gradient_sums(x, x, m, affine, 1), 2, affine, 1)

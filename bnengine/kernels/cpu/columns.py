@@ -19,8 +19,7 @@ import numpy as np
 
 from ..._typing import Array
 from .. import memory, workers
-from ..reference import Moments
-from ..views import Affine
+from ..reference import Affine, Moments
 from . import coefficients as channels
 from .coefficients import MEAN, OFFSET, SCALE, SHIFT, SLOPE, gradient, normalized
 from .compiling import compiled

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..._typing import Array
-from ..reference import Moments
-from ..views import Affine
+from ..reference import Affine, Moments
 from . import coefficients as channels
 
 

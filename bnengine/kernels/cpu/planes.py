@@ -13,8 +13,7 @@ import numpy as np
 
 from ..._typing import Array
 from .. import memory, workers
-from ..reference import Moments
-from ..views import Affine
+from ..reference import Affine, Moments
 from . import coefficients as channels
 from . import plane_loops as runs
 from .coefficients import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..._typing import Array
 from .. import reference
-from ..reference import Moments
+from ..reference import Affine, Moments
 from . import device, plans, portable, wide
 from .device import kernel
 from .layout import FEWEST, Dense, laid_out, memory
@@ -68,66 +68,47 @@ def moments(x: Array, axis: int) -> Moments:
 
 
 @device.on_device
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     dense = laid_out(x, axis)
-    return _path(dense).normalize(dense, moments, gamma, beta, eps, relu)
+    return _path(dense).normalize(dense, moments, affine)
 
 
 @device.on_device
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
+    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
     return sums
 
 
 @device.on_device
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu)
+    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, affine)
 
 
 @device.on_device
-def given_gradient(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, gamma, beta, eps, relu)
+    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, affine)
 
 
 @device.on_device
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     dense = laid_out(x, axis)
-    result: tuple[Array, Moments] = _path(dense).forward(dense, gamma, beta, eps, relu)
+    result: tuple[Array, Moments] = _path(dense).forward(dense, affine)
     return result
 
 
 @device.on_device
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, gamma, beta, eps, relu)
+    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, affine)
     return result
 
 
@@ -153,9 +134,9 @@ def sigmoid(x: Array) -> Array:
 
 
 @device.on_device
-def sigmoid_backward(y: Array, dy: Array) -> Array:
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     if dy.dtype != y.dtype:
-        return reference.sigmoid_backward(y, dy)
+        return reference.sigmoid_backward(dy, y)
     dx = device.cupy.empty(y.shape, dtype=y.dtype)
     kernel("sigmoid_backward")(y, dy, dx)
     return dx
@@ -192,14 +173,15 @@ def _bfloat16() -> tuple[Any, ...]:
 def _warm_portable(x: Dense) -> None:
     with x.flat.device:
         ones = device.cupy.ones(2, dtype=reference.statistics_dtype(x.flat))
-        _, m = portable.forward(x, ones, ones, 1e-5, True)
-        portable.backward(x.flat, x, m, ones, ones, 1e-5, True)
-        portable.input_gradient(x.flat, x, m, None, 1, ones, ones, 1e-5, True)
+        affine = Affine(ones, ones, 1e-5, True)
+        _, m = portable.forward(x, affine)
+        portable.backward(x.flat, x, m, affine)
+        portable.input_gradient(x.flat, x, m, None, 1, affine)
         blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
 
 
 def _warm_network(x: Array) -> None:
-    sigmoid_backward(sigmoid(x), x)
+    sigmoid_backward(x, sigmoid(x))
     for rows in (2, ONE_BLOCK + 1):
         logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))
         softmax_cross_entropy(logits, labels)
