@@ -20,19 +20,15 @@ FAR = 1000.0
 class Residuals(NamedTuple):
     """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
 
-    Arrays are kept as they were given and no copy of the output is made. The fields after `var` are
+    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
     static: a `Residuals` does not cross the boundary of a `jax.jit`.
     """
 
     x: Array
     gamma: Array | None
     beta: Array | None
-    mean: Array
-    """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
-    remainder: Array
-    """Exact mean minus `mean`, shape (C,)."""
-    var: Array
-    """Biased variance of each channel, shape (C,)."""
+    moments: Moments
+    """Mean, its remainder and biased variance of each channel, over all ranks."""
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses here
     """Values for each channel, over all ranks."""
     axis: int
@@ -40,6 +36,25 @@ class Residuals(NamedTuple):
     relu: bool
     impl: str | None
     all_reduce: AllReduce | None
+
+    @property
+    def mean(self) -> Array:
+        """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
+        return self.moments.mean
+
+    @property
+    def remainder(self) -> Array:
+        """Exact mean minus `mean`, shape (C,)."""
+        return self.moments.remainder
+
+    @property
+    def var(self) -> Array:
+        """Biased variance of each channel, shape (C,)."""
+        return self.moments.var
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
+        return f"Residuals({fields})"
 
 
 class Gradients(NamedTuple):
@@ -135,9 +150,7 @@ def batch_norm(
     else:
         m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
-    return y, Residuals(
-        x, gamma, beta, m.mean, m.remainder, m.var, count, axis, affine.eps, affine.relu, impl, all_reduce
-    )
+    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce)
 
 
 def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
@@ -189,7 +202,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     instance("residuals", r, Residuals, "those of batch_norm")
     checks.same_shape("dy", dy, r.x)
     affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
-    kernels, m = select(r.x, r.impl), Moments(r.mean, r.remainder, r.var)
+    kernels, m = select(r.x, r.impl), r.moments
     if r.all_reduce is None:
         dx, sums = kernels.backward(dy, r.x, m, affine, r.axis)
     else:
@@ -427,6 +440,13 @@ def _affine(x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: f
     """The arguments of a public function as the kernels take them, checked."""
     eps, relu = checks.epsilon(eps), checks.fused_relu(activation)
     return Affine(checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis), eps, relu)
+
+
+def _short(value: Any) -> str:
+    """An array by its dtype and shape."""
+    if isinstance(value, Moments):
+        return f"Moments of {_short(value.mean)}"
+    return f"{checks.dtype_name(value)}{checks.shape(value)}" if checks.is_array(value) else repr(value)
 
 
 def _flat(v: Array | None) -> Array | None:
