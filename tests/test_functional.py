@@ -548,7 +548,7 @@ REFUSED = [
     (
         lambda: bn.batch_norm(GOOD, impl="fast"),
         ValueError,
-        "impl: expected None, 'reference', 'cpu', 'blocked' or 'cuda', got",
+        "impl: expected None, 'reference', 'cpu', 'plain' or 'cuda', got",
     ),
     (lambda: bn.batch_norm(GOOD, impl="cuda"), ValueError, "impl: 'cuda' runs on cupy arrays, but x is of numpy"),
     (lambda: bn.batch_norm(GOOD, GOOD), ValueError, r"gamma: expected shape \(3,\) or \(1, 3\) .* got \(4, 3\)"),

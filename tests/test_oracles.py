@@ -14,7 +14,7 @@ import bnengine as bn
 from bnengine import optimizers, trees
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
-IMPLEMENTATIONS = [None, "blocked", "reference"]
+IMPLEMENTATIONS = [None, "plain", "reference"]
 """For NumPy arrays; None is "cpu" where numba is installed."""
 
 

@@ -315,8 +315,8 @@ def builders(network: Network) -> dict[str, Builder]:
     from . import peers
 
     found: dict[str, Builder] = {
-        OURS: functools.partial(_engine, OURS, ("cpu", "blocked")),
-        WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, ("blocked",)),
+        OURS: functools.partial(_engine, OURS, ("cpu", "plain")),
+        WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, ("plain",)),
         PRODUCTS: _products,
         NUMPY: _numpy,
         PYTORCH: peers.torch_eager,

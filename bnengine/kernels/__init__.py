@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -19,7 +20,7 @@ from ..arguments import one_of
 from . import reference
 
 FAST: dict[str, tuple[str, ...]] = {
-    "numpy": ("cpu", "blocked"),
+    "numpy": ("cpu", "plain"),
     "cupy": ("cuda",),
 }
 """Library of the array -> the fast modules for it, the fastest first."""
@@ -27,6 +28,9 @@ FAST: dict[str, tuple[str, ...]] = {
 EXTRAS: dict[str, str] = {"cpu": "cpu", "cuda": "cuda12 or cuda13"}
 """Fast module -> the extra that installs what it needs."""
 
+
+RENAMED = {"blocked": "plain"}
+"""Names of fast modules that `impl` still takes, with a warning -> what they mean."""
 
 DEFINED_IN = {"jaxlib": "jax"}
 """Package that defines a library's arrays -> the library, where they differ: JAX's are of its compiled part."""
@@ -67,6 +71,9 @@ def load(name: str) -> ModuleType:
 def _forced(x: Array, impl: str) -> ModuleType:
     if impl == "reference":
         return reference
+    if impl in RENAMED:
+        warnings.warn(f"impl: {impl!r} is called {RENAMED[impl]!r} now", DeprecationWarning, stacklevel=4)
+        impl = RENAMED[impl]
     owners = {name: library for library, names in FAST.items() for name in names}
     one_of("impl", impl, (None, "reference", *owners))
     owner = owners[impl]

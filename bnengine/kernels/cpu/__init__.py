@@ -2,8 +2,8 @@
 
 An array is seen as (N, C, L): what is before the feature axis, the features, what is behind. Short L is
 gone through as `columns`, long L as `planes`; both give the four kernels of the specification over flat
-arrays, and their compositions. What is done once for each channel is in `channels`; `layout` puts them
-together, over blocks that other threads may take. `network` and `updates` hold the rest of a training step.
+arrays, and their compositions. What is done once for each channel is in `coefficients`; `layout` puts them
+together, over blocks that other threads may take. `other` and `updates` hold the rest of a training step.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, views, workers
+from .. import plain, views, workers
 from ..reference import Affine, Moments
 from ..views import View
-from . import other as network
 from . import planes, updates
 from .columns import Columns
 from .compiling import cache_folder
 from .layout import Layout
+from .other import relu_backward, sigmoid_backward, softmax_cross_entropy
 from .planes import Planes
 
 supports = views.supports
@@ -73,7 +73,7 @@ def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -
     return view.restored(dx), (sums[0], sums[1])
 
 
-given_gradient = blocked.given_gradient
+given_gradient = plain.given_gradient
 
 
 @functools.lru_cache(maxsize=1024)
@@ -91,10 +91,8 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 
 # ---- the network's other hot operations
 
-matmul = blocked.matmul
-relu, relu_backward = network.relu, network.relu_backward
-sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
-softmax_cross_entropy = network.softmax_cross_entropy
+matmul, relu = plain.matmul, plain.relu
+sigmoid = plain.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
 
 

@@ -8,14 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, memory, reference, views
+from .. import memory, reference, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
 
 LABELS = np.dtype(np.int64)
-
-relu = blocked.relu
-sigmoid = blocked.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 
 
 @compiled
