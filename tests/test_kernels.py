@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -203,6 +203,32 @@ def test_a_cache_that_cannot_be_written_costs_no_run(monkeypatch):
         if hasattr(kind, "_locator_classes"):
             monkeypatch.setattr(kind, "_locator_classes", [])
     assert compiled(double)(3) == 6
+
+
+@pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
+@pytest.mark.parametrize("found", [{}, {"_cache": None}, {"_cache": SimpleNamespace(_cache_file=SimpleNamespace())}])
+def test_a_numba_whose_cache_has_other_names_keeps_nothing(monkeypatch, found):
+    from bnengine.kernels.cpu import compiling
+
+    asked = []
+
+    def njit(*, cache=False, **_):
+        asked.append(cache)
+        return (lambda _: SimpleNamespace(**found)) if cache else (lambda function: function)
+
+    monkeypatch.setattr(compiling, "njit", njit)
+    assert compiling.compiled(abs) is abs
+    assert asked == [True, False]
+
+
+def test_without_numbas_compiler_numpy_arrays_take_the_plain_kernels():
+    code = """
+import numpy as np, bnengine as bn
+from bnengine import kernels
+assert kernels.select(np.ones((2, 2))).__name__ == "bnengine.kernels.plain"
+assert kernels.why_not("cpu")
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"NUMBA_DISABLE_JIT": "1"})
 
 
 @pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
