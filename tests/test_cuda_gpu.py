@@ -17,6 +17,8 @@ import pytest
 from host_cuda import checks
 from host_cuda.checks import DTYPES, LAYOUTS, SHAPES, UPDATES, Case, Device, Update
 
+from bnengine.kernels.reference import Affine
+
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
@@ -26,9 +28,9 @@ def kernels() -> ModuleType:
     cupy = pytest.importorskip("cupy", reason="no CuPy")
     if not cupy.is_available():
         pytest.skip("no GPU that CuPy can use")
-    from bnengine.kernels import cuda
+    from bnengine.kernels import load
 
-    return cuda
+    return load("cuda")
 
 
 @pytest.fixture
@@ -91,8 +93,8 @@ def test_same_bits_a_hundred_times(kernels: ModuleType, device: Device) -> None:
     x = device.put(np.random.default_rng(0).standard_normal(checks.LARGE).astype(np.float32))
     results = set()
     for _ in range(checks.REPEATS):
-        y, m = kernels.forward(x, None, None, 1, 1e-5, True)
-        dx, sums = kernels.backward(x, x, m, None, None, 1, 1e-5, True)
+        y, m = kernels.forward(x, Affine(None, None, 1e-5, True), 1)
+        dx, sums = kernels.backward(x, x, m, Affine(None, None, 1e-5, True), 1)
         results.add(b"".join(device.get(v).tobytes() for v in (y, *m, dx, *sums)))
     assert len(results) == 1
 
@@ -130,7 +132,7 @@ class Chain:
         )
 
     def run(self) -> list[Any]:
-        end = (self.gamma, self.beta, 1, 1e-5, True)
+        end = (Affine(self.gamma, self.beta, 1e-5, True), 1)
         y, m = self.kernels.forward(self.x, *end)
         dx, sums = self.kernels.backward(self.dy, self.x, m, *end)
         running = self.kernels.blend(self.mean, self.var, m.mean, m.var, 0.1, 1.5)
@@ -197,7 +199,7 @@ def test_more_than_2_31_values(kernels: ModuleType) -> None:
         pytest.skip("less than 20 GiB of free GPU memory")
     x = cupy.zeros(checks.BEYOND, dtype=cupy.float16)
     x[-1, :] = 1
-    y, m = kernels.forward(x, None, None, 1, 1e-5, False)
+    y, m = kernels.forward(x, Affine(None, None, 1e-5, False), 1)
     mean = 1 / x.shape[0]
     assert np.allclose(cupy.asnumpy(m.mean), mean, rtol=1e-6)
     want = (1 - mean) / np.sqrt(mean * (1 - mean) + 1e-5)
@@ -211,8 +213,8 @@ def test_every_device(kernels: ModuleType) -> None:
         pytest.skip("one GPU only")
     with cupy.cuda.Device(1):
         x = cupy.ones((64, 3), dtype=cupy.float32)
-    y, m = kernels.forward(x, None, None, 1, 1e-5, False)
-    dx, sums = kernels.backward(x, x, m, None, None, 1, 1e-5, False)
+    y, m = kernels.forward(x, Affine(None, None, 1e-5, False), 1)
+    dx, sums = kernels.backward(x, x, m, Affine(None, None, 1e-5, False), 1)
     assert y.device == m.mean.device == dx.device == sums[0].device == x.device
     assert cupy.cuda.Device().id == 0
 

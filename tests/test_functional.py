@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
 
 import numpy as np
@@ -234,6 +236,21 @@ def test_no_channels_give_no_channels():
     y, residuals = bn.batch_norm(GOOD[:, :0])
     assert y.shape == bn.batch_norm_backward(y, residuals).x.shape == (4, 0)
     assert residuals.count == 4
+
+
+def test_residuals_are_copied_and_pickled_and_shown_without_their_values():
+    gamma = np.full((1, 3), 2, np.float32)
+    _, residuals = bn.batch_norm(GOOD, gamma, activation="relu")
+    want = bn.batch_norm_backward(GOOD, residuals)
+    for other in (pickle.loads(pickle.dumps(residuals)), copy.copy(residuals), copy.deepcopy(residuals)):
+        np.testing.assert_array_equal(bn.batch_norm_backward(GOOD, other).x, want.x)
+        np.testing.assert_array_equal(other.var, residuals.moments.var)
+    assert repr(residuals) == (
+        "Residuals(x=float32(4, 3), gamma=float32(1, 3), beta=None, moments=Moments of float32(3,), "
+        "count=4, axis=1, eps=1e-05, relu=True, impl=None, all_reduce=None)"
+    )
+    without = bn.batch_norm_backward(GOOD, residuals._replace(relu=False))
+    np.testing.assert_array_equal(without.x, bn.batch_norm_backward(GOOD, bn.batch_norm(GOOD, gamma)[1]).x)
 
 
 # ---- given statistics
@@ -583,7 +600,7 @@ REFUSED = [
     (
         lambda: bn.batch_norm(GOOD, impl="fast"),
         ValueError,
-        "impl: expected None, 'reference', 'cpu', 'blocked' or 'cuda', got",
+        "impl: expected None, 'reference', 'cpu', 'plain' or 'cuda', got",
     ),
     (lambda: bn.batch_norm(GOOD, impl="cuda"), ValueError, "impl: 'cuda' runs on cupy arrays, but x is of numpy"),
     (lambda: bn.batch_norm(GOOD, GOOD), ValueError, r"gamma: expected shape \(3,\) or \(1, 3\) .* got \(4, 3\)"),

@@ -15,7 +15,7 @@ from bnengine import optimizers, trees
 from bnengine.functional import ACTIVATIONS
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
-IMPLEMENTATIONS = [None, "blocked", "reference"]
+IMPLEMENTATIONS = [None, "plain", "reference"]
 """For NumPy arrays; None is "cpu" where numba is installed."""
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bnengine.backends import as_numpy
+from bnengine.study import trial
 from bnengine.study.experiments import Trial
 
 TRIAL = Trial("section_4_1", "x", 0.1, "batch", 0, 30, activation="sigmoid", bias="with", dtype="float64")

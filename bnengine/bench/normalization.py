@@ -255,7 +255,7 @@ def _jax(case: Case) -> Iterator[Contender]:
 
 BUILDERS: dict[str, Builder] = {
     OURS: functools.partial(_engine, OURS, None),
-    WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, "blocked"),
+    WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, "plain"),
     "bnengine reference": functools.partial(_engine, "bnengine reference", "reference"),
     NUMPY: _numpy,
     PYTORCH: _torch,

@@ -84,8 +84,8 @@ def _numpy(case: Case) -> Iterator[Contender]:
 def builders(network: Network) -> dict[str, Builder]:
     """Family -> its contenders, for this network."""
     found: dict[str, Builder] = {
-        OURS: functools.partial(_engine, OURS, ("cpu", "blocked")),
-        WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, ("blocked",)),
+        OURS: functools.partial(_engine, OURS, ("cpu", "plain")),
+        WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, ("plain",)),
         PRODUCTS: _products,
         NUMPY: _numpy,
         PYTORCH: peers.torch_eager,

@@ -72,7 +72,7 @@ def relu(x: Array, /) -> Array:
 def relu_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy where y > 0, else 0 (also at x = 0)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).relu_backward(y, dy)
+    dx: Array = select(y).relu_backward(dy, y)
     return dx
 
 
@@ -114,7 +114,7 @@ def sigmoid(x: Array, /) -> Array:
 def sigmoid_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy * y * (1 - y)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).sigmoid_backward(y, dy)
+    dx: Array = select(y).sigmoid_backward(dy, y)
     return dx
 
 

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 from .._typing import AllReduce, Array
 from ..arguments import function, instance, integer, number
 from ..kernels import reference, select
-from ..kernels.reference import Moments
+from ..kernels.reference import Affine, Moments
 from . import checks
 
 FAR = 1000.0
@@ -20,19 +20,15 @@ FAR = 1000.0
 class Residuals(NamedTuple):
     """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
 
-    Arrays are kept as they were given and no copy of the output is made. The fields after `var` are
+    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
     static: a `Residuals` does not cross the boundary of a `jax.jit`.
     """
 
     x: Array
     gamma: Array | None
     beta: Array | None
-    mean: Array
-    """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
-    remainder: Array
-    """Exact mean minus `mean`, shape (C,)."""
-    var: Array
-    """Biased variance of each channel, shape (C,)."""
+    moments: Moments
+    """Mean, its remainder and biased variance of each channel, over all ranks."""
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses here
     """Values for each channel, over all ranks."""
     axis: int
@@ -40,6 +36,25 @@ class Residuals(NamedTuple):
     relu: bool
     impl: str | None
     all_reduce: AllReduce | None
+
+    @property
+    def mean(self) -> Array:
+        """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
+        return self.moments.mean
+
+    @property
+    def remainder(self) -> Array:
+        """Exact mean minus `mean`, shape (C,)."""
+        return self.moments.remainder
+
+    @property
+    def var(self) -> Array:
+        """Biased variance of each channel, shape (C,)."""
+        return self.moments.var
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
+        return f"Residuals({fields})"
 
 
 class Gradients(NamedTuple):
@@ -84,9 +99,9 @@ def batch_norm(
         Sums an array over ranks and gives every rank the sum. Statistics and gradients then are those of
         the whole batch, for shares of any size, empty ones included. Each call reads the batch's count
         on the host.
-    impl : {None, "reference", "cpu", "blocked", "cuda"}
-        None chooses; the others force one implementation or raise saying why it cannot run: "cpu" is
-        compiled and "blocked" plain NumPy, both for NumPy arrays; "cuda" is for CuPy arrays.
+    impl : str, optional
+        None chooses; "reference" or the name of a fast module (those of each library are listed in
+        `bnengine.kernels.FAST`) forces one implementation or raises saying why it cannot run.
 
     Returns
     -------
@@ -122,8 +137,8 @@ def batch_norm(
     >>> residuals.mean, residuals.var, residuals.count
     (array([ 2., 20.]), array([  1., 100.]), 2)
     """
-    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
-    g, b = checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    axis = checks.features(x, axis)
+    affine = _affine(x, gamma, beta, axis, eps, activation)
     function("all_reduce", all_reduce)
     if impl is not None:
         instance("impl", impl, str, "None or the name of an implementation")
@@ -131,11 +146,11 @@ def batch_norm(
     count = _values(x, axis)
     if all_reduce is None:
         _enough(count, x)
-        y, m = kernels.forward(x, g, b, axis, eps, relu)
+        y, m = kernels.forward(x, affine, axis)
     else:
         m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
-        y = kernels.normalize(x, m, g, b, axis, eps, relu)
-    return y, Residuals(x, gamma, beta, m.mean, m.remainder, m.var, count, axis, eps, relu, impl, all_reduce)
+        y = kernels.normalize(x, m, affine, axis)
+    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce)
 
 
 def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
@@ -186,15 +201,15 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     r = residuals
     instance("residuals", r, Residuals, "those of batch_norm")
     checks.same_shape("dy", dy, r.x)
-    g, b = _flat(r.gamma), _flat(r.beta)
-    kernels, m = select(r.x, r.impl), Moments(r.mean, r.remainder, r.var)
+    affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
+    kernels, m = select(r.x, r.impl), r.moments
     if r.all_reduce is None:
-        dx, sums = kernels.backward(dy, r.x, m, g, b, r.axis, r.eps, r.relu)
+        dx, sums = kernels.backward(dy, r.x, m, affine, r.axis)
     else:
         xp = array_namespace(r.x)
-        sums = kernels.gradient_sums(dy, r.x, m, g, b, r.axis, r.eps, r.relu)
+        sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
         total = xp.reshape(r.all_reduce(xp.concat(sums)), (2, -1))
-        dx = kernels.input_gradient(dy, r.x, m, (total[0, :], total[1, :]), r.count, g, b, r.axis, r.eps, r.relu)
+        dx = kernels.input_gradient(dy, r.x, m, (total[0, :], total[1, :]), r.count, affine, r.axis)
     return _gradients(dx, sums, r.gamma, r.beta)
 
 
@@ -244,9 +259,9 @@ def normalize(
     >>> bn.normalize(np.asarray([[5.0, 0.0]]), np.asarray([3.0, 0.0]), np.asarray([4.0, 1.0]), eps=1e-12)
     array([[1., 0.]])
     """
-    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
-    m, g, b = _given(x, mean, var, axis), checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
-    y: Array = select(x).normalize(x, m, g, b, axis, eps, relu)
+    axis = checks.features(x, axis)
+    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
+    y: Array = select(x).normalize(x, m, affine, axis)
     return y
 
 
@@ -296,12 +311,12 @@ def normalize_backward(
     >>> dx.round(6), dgamma.round(6)
     (array([[3.]]), array([1.]))
     """
-    axis, eps, relu = checks.features(x, axis), checks.epsilon(eps), checks.fused_relu(activation)
+    axis = checks.features(x, axis)
     checks.same_shape("dy", dy, x)
-    m, g, b = _given(x, mean, var, axis), checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis)
+    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
-    sums = kernels.gradient_sums(dy, x, m, g, b, axis, eps, relu)
-    dx = kernels.given_gradient(dy, x, m, g, b, axis, eps, relu)
+    sums = kernels.gradient_sums(dy, x, m, affine, axis)
+    dx = kernels.given_gradient(dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
@@ -419,6 +434,19 @@ def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduc
     rounded = xp.astype(mean_all, dtype)
     remainder = xp.astype((mean_all - xp.astype(rounded, wide)) + rest, dtype)
     return Moments(rounded, remainder, xp.astype(var_all, dtype)), n
+
+
+def _affine(x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, activation: str | None) -> Affine:
+    """The arguments of a public function as the kernels take them, checked."""
+    eps, relu = checks.epsilon(eps), checks.fused_relu(activation)
+    return Affine(checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis), eps, relu)
+
+
+def _short(value: Any) -> str:
+    """An array by its dtype and shape."""
+    if isinstance(value, Moments):
+        return f"Moments of {_short(value.mean)}"
+    return f"{checks.dtype_name(value)}{checks.shape(value)}" if checks.is_array(value) else repr(value)
 
 
 def _flat(v: Array | None) -> Array | None:

@@ -9,6 +9,7 @@ algorithm 1 and the gradients below it):
     input_gradient  dx = gamma / sqrt(var + eps) * (dy - sum(dy) / n - xhat * sum(dy * xhat) / n)
 
 `x` has any rank, `axis` >= 0 is its feature axis; statistics and parameters have shape (C,).
+Gradients come before what they are gradients by, and the pair of sums is (sum(dy), sum(dy * xhat)), everywhere.
 Arguments are checked at the public door (bnengine.functional), never here.
 """
 
@@ -31,6 +32,17 @@ class Moments(NamedTuple):
     """What that rounding lost: at mean/std 1e6 it is 0.03 standard deviations in float32."""
     var: Array
     """The biased variance."""
+
+
+class Affine(NamedTuple):
+    """What y = gamma * xhat + beta takes besides x and its statistics, and whether ReLU follows."""
+
+    gamma: Array | None
+    """Shape (C,); None: 1."""
+    beta: Array | None
+    """Shape (C,); None: 0."""
+    eps: float
+    relu: bool
 
 
 BLOCK = 16
@@ -62,72 +74,53 @@ def moments(x: Array, axis: int) -> Moments:
     return Moments(mean, remainder, var)
 
 
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     xp = array_namespace(x)
-    y = _affine(xp.astype(x, moments.mean.dtype), moments, gamma, beta, axis, eps)
-    if relu:
+    y = _line(xp.astype(x, moments.mean.dtype), moments, affine, axis)
+    if affine.relu:
         y = xp.where(y <= 0, xp.zeros_like(y), y)  # <= and not >: NaN stays NaN
     return xp.astype(y, x.dtype)
 
 
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     xp = array_namespace(x)
     dtype = moments.mean.dtype
     x = xp.astype(x, dtype)
-    dy = _masked(dy, x, moments, gamma, beta, axis, eps, relu)
-    xhat = _normalized(x, moments, axis, eps)
+    dy = _masked(dy, x, moments, affine, axis)
+    xhat = _normalized(x, moments, axis, affine.eps)
     return xp.astype(_sum(dy, axis), dtype), xp.astype(_sum(dy * xhat, axis), dtype)
 
 
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     xp = array_namespace(x)
     wide = xp.astype(x, moments.mean.dtype)
-    dy = _masked(dy, wide, moments, gamma, beta, axis, eps, relu)
-    xhat = _normalized(wide, moments, axis, eps)
+    dy = _masked(dy, wide, moments, affine, axis)
+    xhat = _normalized(wide, moments, axis, affine.eps)
     sum_dy, sum_dy_xhat = sums
     dx = dy - _along(sum_dy / count, x, axis) - xhat * _along(sum_dy_xhat / count, x, axis)
-    return xp.astype(dx * _along(_scale(moments, gamma, eps), x, axis), x.dtype)
+    return xp.astype(dx * _along(_scale(moments, affine), x, axis), x.dtype)
 
 
 # ---- their compositions, which fast modules fuse
 
 
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     m = moments(x, axis)
-    return normalize(x, m, gamma, beta, axis, eps, relu), m
+    return normalize(x, m, affine, axis), m
 
 
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
-    sums = gradient_sums(dy, x, moments, gamma, beta, axis, eps, relu)
-    return input_gradient(dy, x, moments, sums, _count(x, axis), gamma, beta, axis, eps, relu), sums
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+    sums = gradient_sums(dy, x, moments, affine, axis)
+    return input_gradient(dy, x, moments, sums, _count(x, axis), affine, axis), sums
 
 
-def given_gradient(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     """The input gradient for statistics that do not depend on x."""
     xp = array_namespace(x)
-    dy = _masked(dy, xp.astype(x, moments.mean.dtype), moments, gamma, beta, axis, eps, relu)
-    return xp.astype(dy * _along(_scale(moments, gamma, eps), x, axis), x.dtype)
+    dy = _masked(dy, xp.astype(x, moments.mean.dtype), moments, affine, axis)
+    return xp.astype(dy * _along(_scale(moments, affine), x, axis), x.dtype)
 
 
 def blend(
@@ -140,21 +133,19 @@ def blend(
 # ---- what they are made of
 
 
-def _affine(x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float) -> Array:
+def _line(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     """gamma * xhat + beta, for x in the statistics dtype."""
-    y = _centered(x, moments, axis) * _along(_scale(moments, gamma, eps), x, axis)
-    return y if beta is None else y + _along(array_namespace(x).astype(beta, x.dtype), x, axis)
+    y = _centered(x, moments, axis) * _along(_scale(moments, affine), x, axis)
+    return y if affine.beta is None else y + _along(array_namespace(x).astype(affine.beta, x.dtype), x, axis)
 
 
-def _masked(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def _masked(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     """dy in the statistics dtype, zero where a fused ReLU was off: the mask is recomputed from x, y need not be kept."""
     xp = array_namespace(x)
     dy = xp.astype(dy, x.dtype)
-    if not relu:
+    if not affine.relu:
         return dy
-    return xp.where(_affine(x, moments, gamma, beta, axis, eps) <= 0, xp.zeros_like(dy), dy)
+    return xp.where(_line(x, moments, affine, axis) <= 0, xp.zeros_like(dy), dy)
 
 
 def _centered(x: Array, moments: Moments, axis: int) -> Array:
@@ -170,8 +161,8 @@ def _inv_std(moments: Moments, eps: float) -> Array:
     return 1 / array_namespace(moments.var).sqrt(moments.var + eps)
 
 
-def _scale(moments: Moments, gamma: Array | None, eps: float) -> Array:
-    inv_std = _inv_std(moments, eps)
+def _scale(moments: Moments, affine: Affine) -> Array:
+    inv_std, gamma = _inv_std(moments, affine.eps), affine.gamma
     return inv_std if gamma is None else inv_std * array_namespace(gamma).astype(gamma, inv_std.dtype)
 
 
@@ -220,7 +211,7 @@ def relu(x: Array) -> Array:
     return xp.where(x <= 0, xp.zeros_like(x), x)
 
 
-def relu_backward(y: Array, dy: Array) -> Array:
+def relu_backward(dy: Array, y: Array) -> Array:
     """dy where y > 0, else 0."""
     xp = array_namespace(y)
     return xp.where(y <= 0, xp.zeros_like(dy), dy)
@@ -233,7 +224,7 @@ def sigmoid(x: Array) -> Array:
     return xp.where(x < 0, small, xp.ones_like(x)) / (1 + small)
 
 
-def sigmoid_backward(y: Array, dy: Array) -> Array:
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     return dy * y * (1 - y)
 
 

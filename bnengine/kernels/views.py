@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .._typing import Array
-from .reference import Moments
+from .reference import Affine, Moments
 
 FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
 
@@ -16,15 +16,6 @@ FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype
 def supports(x: Array) -> bool:
     """Whether the NumPy kernels take x as it is."""
     return x.dtype in (FLOAT32, FLOAT64, FLOAT16) and x.size > 0
-
-
-class Affine(NamedTuple):
-    """What a pass over x needs but x: parameters of shape (C,) in the statistics dtype."""
-
-    gamma: Array
-    beta: Array
-    eps: float
-    relu: bool
 
 
 class View:
@@ -61,10 +52,11 @@ class View:
         dtype = self.statistics
         return Moments(plain(moments.mean, dtype), plain(moments.remainder, dtype), plain(moments.var, dtype))
 
-    def affine(self, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Affine:
-        channels = self.seen[1]
-        g = np.ones(channels, self.statistics) if gamma is None else plain(gamma, self.statistics)
-        b = np.zeros(channels, self.statistics) if beta is None else plain(beta, self.statistics)
+    def affine(self, affine: Affine) -> Affine:
+        """Both parameters as arrays of the statistics dtype."""
+        (gamma, beta, eps, relu), channels, dtype = affine, self.seen[1], self.statistics
+        g = np.ones(channels, dtype) if gamma is None else plain(gamma, dtype)
+        b = np.zeros(channels, dtype) if beta is None else plain(beta, dtype)
         return Affine(g, b, eps, relu)
 
 

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from .. import backends, kernels
 
 
-def warmup(dtypes: Sequence[str]) -> Iterator[str]:
-    """Compile what can run here; yields a line on each: how long it took and where the result is kept.
+def warmup(dtypes: Sequence[str] = ()) -> Iterator[str]:
+    """Compile what can run here; yields a line on each fast module: how long it took and where the result is kept.
 
     Parameters
     ----------
     dtypes : sequence of str
-        "float32", "float64"; of the kernels for the processor. Those for a GPU are compiled for every dtype.
+        Such as "float32". Empty: all that each module takes.
 
     Raises
     ------
     ImportError
         Where nothing can be compiled here; the message names the extra.
     """
-    gpu = backends.unusable("cupy") is None
-    if kernels.why_not("cpu") is not None and not gpu:
-        kernels.load("cpu")
-    if kernels.why_not("cpu") is None:
-        cpu = kernels.load("cpu")
+    usable = [name for library, names in kernels.FAST.items() if backends.unusable(library) is None for name in names]
+    modules = {name: kernels.load(name) for name in usable if kernels.why_not(name) is None}
+    compiling = {name: module for name, module in modules.items() if hasattr(module, "warmup")}
+    if not compiling:
+        kernels.load(next(iter(kernels.EXTRAS)))
+    for name, module in compiling.items():
         began = time.perf_counter()
-        cpu.warmup(*dtypes)
-        yield f"cpu, {' and '.join(dtypes)}: {time.perf_counter() - began:.1f} s, {_numba_cache()}"
-    if gpu:
-        import cupy
-
-        began = time.perf_counter()
-        kernels.load("cuda").warmup()
-        yield f"cuda: {time.perf_counter() - began:.1f} s, kept in {cupy.cuda.compiler.get_cache_dir()}"
-
-
-def _numba_cache() -> str:
-    from ..kernels.cpu import planes
-
-    compiled: Any = planes.normalize
-    folder = compiled.stats.cache_path
-    return f"kept in {folder}" if folder else "not kept: no folder can be written to; set NUMBA_CACHE_DIR to one"
+        kept = module.warmup(*dtypes)
+        words = f"{name}, {' and '.join(dtypes)}" if dtypes else name
+        yield f"{words}: {time.perf_counter() - began:.1f} s, kept in {kept}"

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from bnengine.kernels.reference import Moments
+from bnengine.kernels.reference import Affine, Moments
 
 EPS = 1e-5
 
@@ -199,7 +199,7 @@ def check_normalization(kernels: ModuleType, device: Device, case: Case) -> None
     want = expected(case, given)
     x, dy = laid_out(device, given.x, case.layout), laid_out(device, given.dy, case.layout)
     gamma, beta = (None if v is None else device.put(v) for v in (given.gamma, given.beta))
-    end = (gamma, beta, case.axis, EPS, case.relu)
+    end = (Affine(gamma, beta, EPS, case.relu), case.axis)
     y, m = kernels.forward(x, *end)
     _check_moments(device, m, want, case)
     near("y", device.get(y), want.y, case.dtype, np.abs(want.before).max())
@@ -252,8 +252,8 @@ def check_special_values(kernels: ModuleType, device: Device) -> None:
     x = np.random.default_rng(0).standard_normal((200, 5)).astype(np.float32)
     x[:, 0], x[3, 1], x[5, 2], x[:, 3] = 1e6 + 1 / 16, np.nan, np.inf, x[:, 3] * 1e18
     gamma, beta = (np.asarray(v, np.float32) for v in ([2, 1, 1, 1, 1], [0.1, 0, 0, 0, 0]))
-    y, m = kernels.forward(device.put(x), device.put(gamma), device.put(beta), 1, EPS, True)
-    dx, _ = kernels.backward(device.put(x), device.put(x), m, device.put(gamma), device.put(beta), 1, EPS, True)
+    y, m = kernels.forward(device.put(x), Affine(device.put(gamma), device.put(beta), EPS, True), 1)
+    dx, _ = kernels.backward(device.put(x), device.put(x), m, Affine(device.put(gamma), device.put(beta), EPS, True), 1)
     got, dx = device.get(y), device.get(dx)
     assert (got[:, 0] == np.float32(0.1)).all(), "constant channel"
     assert np.isnan(got[:, 1:3]).all(), "NaN and infinity survive ReLU"
@@ -266,14 +266,14 @@ def check_special_values(kernels: ModuleType, device: Device) -> None:
 def check_empty(kernels: ModuleType, device: Device) -> None:
     """No samples, as on a rank without a share: sums of zero, and results without values."""
     x, ones = device.put(np.zeros((0, 3, 4), np.float32)), device.put(np.ones(3, np.float32))
-    rest = (x, Moments(ones, ones, ones), ones, ones, 1, EPS, True)
+    rest = (x, Moments(ones, ones, ones), Affine(ones, ones, EPS, True), 1)
     assert all((device.get(v) == 0).all() and v.shape == (3,) for v in kernels.gradient_sums(x, *rest)), "sums"
     assert kernels.normalize(*rest).shape == kernels.given_gradient(x, *rest).shape == x.shape
     flat = device.put(np.zeros((3, 0), np.float32))
-    sums = kernels.gradient_sums(flat, flat, *rest[1:4], 0, EPS, True)
+    sums = kernels.gradient_sums(flat, flat, *rest[1:3], 0)
     assert all((device.get(v) == 0).all() for v in sums), "sums over an empty inner axis"
     none = device.put(np.zeros((5, 0), np.float32))
-    y, m = kernels.forward(none, None, None, 1, EPS, False)
+    y, m = kernels.forward(none, Affine(None, None, EPS, False), 1)
     assert y.shape == (5, 0)
     assert m.mean.shape == (0,)
 
@@ -299,7 +299,7 @@ def check_sigmoid(kernels: ModuleType, device: Device, dtype: str) -> None:
     ends = device.get(kernels.sigmoid(device.put(np.asarray([-1000, 1000]).astype(x.dtype))))
     assert ends.tolist() == [0, 1], "overflow"
     kept = device.get(y).astype(np.float64)
-    dx = kernels.sigmoid_backward(y, device.put(dy).T.T)
+    dx = kernels.sigmoid_backward(device.put(dy).T.T, y)
     near("sigmoid_backward", device.get(dx), dy.astype(np.float64) * kept * (1 - kept), dtype, 1)
 
 

@@ -9,25 +9,28 @@ import pytest
 
 from . import checks
 
+ELSEWHERE = "on a GPU: pytest -m gpu tests/test_cuda_gpu.py"
+
 
 @pytest.fixture(scope="session")
 def stand_in() -> ModuleType:
     """The stand-in `cupy`; skips, with the reason, where it cannot compile."""
-    pytest.importorskip("cupy", reason="no CuPy: the CUDA sources cannot be generated")
-    pytest.importorskip("ml_dtypes", reason="no ml_dtypes: no bfloat16")
+    pytest.importorskip("cupy", reason=f"no CuPy: the CUDA sources cannot be generated; {ELSEWHERE}")
+    pytest.importorskip("ml_dtypes", reason=f"no ml_dtypes: no bfloat16; {ELSEWHERE}")
     from . import build, stand_in
 
     if why := build.missing():
-        pytest.skip(why)
+        pytest.skip(f"{why}; {ELSEWHERE}")
     return stand_in
 
 
 @pytest.fixture
 def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """bnengine.kernels.cuda with the stand-in for its `cupy`."""
-    from bnengine.kernels import cuda
-    from bnengine.kernels.cuda import device
+    from bnengine.kernels import load
 
+    cuda = load("cuda")
+    device = cuda.device
     monkeypatch.setattr(device, "cupy", stand_in)
     monkeypatch.setattr(stand_in, "schedule", "lowest")
     monkeypatch.setattr(stand_in, "dry", False)

@@ -16,6 +16,7 @@ import pytest
 
 import bnengine as bn
 from bnengine.kernels import reference, select
+from bnengine.kernels.reference import Affine
 
 from .checks import Device, laid_out
 
@@ -120,12 +121,12 @@ def test_statistics_over_ranks(kernels: ModuleType, device: Device, arrays: dict
     """Sums over a reduction go through the separate kernels, with the count of all ranks."""
     moments, m = [], reference.moments(arrays["x"], 1)
     count = 2 * arrays["x"].size // 6
-    sums = reference.gradient_sums(arrays["dy"], arrays["x"], m, None, None, 1, 1e-5, False)
+    sums = reference.gradient_sums(arrays["dy"], arrays["x"], m, Affine(None, None, 1e-5, False), 1)
     there = [device.put(v) for v in (arrays["dy"], arrays["x"])]
     moments = reference.Moments(*map(device.put, m))
     doubled = tuple(device.put(2 * s) for s in sums)
-    got = kernels.input_gradient(*there, moments, doubled, count, None, None, 1, 1e-5, False)
-    rest = (tuple(2 * s for s in sums), count, None, None, 1, 1e-5, False)
+    got = kernels.input_gradient(*there, moments, doubled, count, Affine(None, None, 1e-5, False), 1)
+    rest = (tuple(2 * s for s in sums), count, Affine(None, None, 1e-5, False), 1)
     close(device, got, reference.input_gradient(arrays["dy"], arrays["x"], m, *rest))
 
 

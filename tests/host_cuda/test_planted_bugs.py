@@ -99,7 +99,7 @@ REST = [
     Bug("root of the second moment", UPDATES, "sqrt(v.second) / root", "sqrt(v.second)"),
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
     Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
-    Bug("gamma and beta swapped", PORTABLE, "return (*m, g, b, gamma is not None", "return (*m, b, g, gamma is not None"),
+    Bug("gamma and beta swapped", PORTABLE, "return (*m, g, b, affine", "return (*m, b, g, affine"),
     Bug("dy in its own order", CALLS, "dy = memory(dy, dense.order)", "dy = memory(dy, tuple(range(dy.ndim)))"),
     Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
     Bug("count of rows", LAYOUT, "return self.outer * self.inner", "return self.outer"),

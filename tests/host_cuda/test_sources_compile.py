@@ -10,6 +10,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from bnengine.kernels.reference import Affine
+
 from .checks import DTYPES, SHAPES, Device, dtype_of, laid_out
 
 ARCHITECTURES = (75, 80, 90)
@@ -41,10 +43,10 @@ def test_warmup_leaves_nothing_to_compile(
 ) -> None:
     for (shape, axis), dtype, layout in itertools.product(SHAPES, DTYPES, ("C", "F", "strided")):
         x = laid_out(device, np.zeros(shape, dtype_of(dtype)), layout)
-        _, m = kernels.forward(x, None, None, axis, 1e-5, False)
-        kernels.backward(x, x, m, None, None, axis, 1e-5, False)
-        kernels.normalize(x, m, None, None, axis, 1e-5, False)
-        kernels.gradient_sums(x, x, kernels.moments(x, axis), None, None, axis, 1e-5, False)
+        _, m = kernels.forward(x, Affine(None, None, 1e-5, False), axis)
+        kernels.backward(x, x, m, Affine(None, None, 1e-5, False), axis)
+        kernels.normalize(x, m, Affine(None, None, 1e-5, False), axis)
+        kernels.gradient_sums(x, x, kernels.moments(x, axis), Affine(None, None, 1e-5, False), axis)
     for rows, classes in ((128, 10), (700, 1000)):
         labels = device.put(np.zeros(rows, np.int64))
         kernels.softmax_cross_entropy(device.put(np.zeros((rows, classes), np.float32)), labels)

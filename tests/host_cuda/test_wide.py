@@ -9,6 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from bnengine.kernels.reference import Affine
+
 from .checks import DTYPES, LAYOUTS, SHAPES, Case, Device, check_normalization, check_special_values, wide_cases
 
 SCHEDULES = ("lowest", "highest", "rotating", "random")
@@ -88,8 +90,8 @@ def test_same_bits_on_every_schedule(
     on_chip("sm_90 without shared memory")
 
     def bits() -> list[bytes]:
-        y, m = kernels.forward(x, None, None, 1, 1e-5, False)
-        dx, sums = kernels.backward(y, x, m, None, None, 1, 1e-5, False)
+        y, m = kernels.forward(x, Affine(None, None, 1e-5, False), 1)
+        dx, sums = kernels.backward(y, x, m, Affine(None, None, 1e-5, False), 1)
         return [device.get(v).tobytes() for v in (y, *m, dx, *sums)]
 
     first = bits()

@@ -49,11 +49,11 @@ GROUPS = {
             "test_oracles.py",
             "test_kernels.py",
             "-k",
-            f"(strict or torch or float64 and reference) and {QUICK} or no_float64-ratio or blocked and (optim or soft)",
+            f"(strict or torch or float64 and reference) and {QUICK} or no_float64-ratio or plain and (optim or soft)",
         ],
         1,
     ),
-    "blocked": (["kernels/blocked/*.py"], ["test_kernels.py", "-k", f"blocked and {QUICK}"], 1),
+    "plain": (["kernels/plain.py"], ["test_kernels.py", "-k", f"plain and {QUICK}"], 1),
     "layers": (["layers.py"], ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
     "optimizers": (["optimizers.py"], ["test_optimizers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
     "training": (

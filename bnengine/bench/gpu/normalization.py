@@ -102,16 +102,16 @@ def _engine(case: Case) -> Iterator[Contender]:
 
 def _portable(case: Case) -> Iterator[Contender]:
     dense = laid_out(case.x, case.axis)
-    rest = (case.gamma, case.beta, EPS, False)
-    return _seam(case, PORTABLE, cuda.portable, dense, memory(case.dy, dense.order), rest)
+    return _seam(case, PORTABLE, cuda.portable, dense, memory(case.dy, dense.order))
 
 
 def _reference(case: Case) -> Iterator[Contender]:
-    return _seam(case, REFERENCE, reference, case.x, case.dy, (case.gamma, case.beta, case.axis, EPS, False))
+    return _seam(case, REFERENCE, reference, case.x, case.dy, case.axis)
 
 
-def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Array, rest: tuple[Any, ...]) -> Iterator[Contender]:
+def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Array, *axis: int) -> Iterator[Contender]:
     """Kernels by themselves, without the public functions' checks."""
+    rest = reference.Affine(case.gamma, case.beta, EPS, False), *axis
     if case.work == "inference":
         given = reference.Moments(case.mean, cupy.zeros_like(case.mean), case.var)
         yield case.contender(family, lambda: (kernels.normalize(x, given, *rest),))

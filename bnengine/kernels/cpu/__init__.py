@@ -2,8 +2,8 @@
 
 An array is seen as (N, C, L): what is before the feature axis, the features, what is behind. Short L is
 gone through as `columns`, long L as `planes`; both give the four kernels of the specification over flat
-arrays, and their compositions. What is done once for each channel is in `channels`; `layout` puts them
-together, over blocks that other threads may take. `network` and `updates` hold the rest of a training step.
+arrays, and their compositions. What is done once for each channel is in `coefficients`; `layout` puts them
+together, over blocks that other threads may take. `other` and `updates` hold the rest of a training step.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, views, workers
-from ..reference import Moments
+from .. import plain, views, workers
+from ..reference import Affine, Moments
 from ..views import View
-from . import other as network
-from . import updates
+from . import planes, updates
 from .columns import Columns
+from .compiling import cache_folder
 from .layout import Layout
+from .other import relu_backward, sigmoid_backward, softmax_cross_entropy
 from .planes import Planes
 
 supports = views.supports
@@ -35,62 +36,44 @@ def moments(x: Array, axis: int) -> Moments:
     return layout.moments(view.flat(x))
 
 
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     view, layout = _of(x, axis)
-    coefficients = layout.coefficients(view.moments(moments), view.affine(gamma, beta, eps, relu))
-    return view.restored(layout.normalize(view.flat(x), coefficients, relu))
+    coefficients = layout.coefficients(view.moments(moments), view.affine(affine))
+    return view.restored(layout.normalize(view.flat(x), coefficients, affine.relu))
 
 
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     view, layout = _of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
     sum_dy, sum_dy_xhat = layout.sums(view.flat(dy), view.flat(x), m, coefficients, affine)
     return sum_dy, sum_dy_xhat
 
 
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     view, layout = _of(x, axis)
-    m, affine = view.moments(moments), view.affine(gamma, beta, eps, relu)
+    m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
     layout.add_slopes(coefficients, np.stack(sums), count, m, affine)
-    return view.restored(layout.input_gradient(view.flat(dy), view.flat(x), coefficients, relu))
+    return view.restored(layout.input_gradient(view.flat(dy), view.flat(x), coefficients, affine.relu))
 
 
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     view, layout = _of(x, axis)
-    y, m = layout.forward(view.flat(x), view.affine(gamma, beta, eps, relu))
+    y, m = layout.forward(view.flat(x), view.affine(affine))
     return view.restored(y), m
 
 
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
     view, layout = _of(x, axis)
-    affine = view.affine(gamma, beta, eps, relu)
+    affine = view.affine(affine)
     dx, sums = layout.backward(view.flat(dy), view.flat(x), view.moments(moments), affine)
     return view.restored(dx), (sums[0], sums[1])
 
 
-given_gradient = blocked.given_gradient
-blend = blocked.blend
+given_gradient = plain.given_gradient
 
 
 @functools.lru_cache(maxsize=1024)
@@ -108,19 +91,17 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 
 # ---- the network's other hot operations
 
-matmul = blocked.matmul
-relu, relu_backward = network.relu, network.relu_backward
-sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
-softmax_cross_entropy = network.softmax_cross_entropy
+matmul, relu = plain.matmul, plain.relu
+sigmoid = plain.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
 
 
 # ---- ahead of time
 
 
-def warmup(*dtypes: str) -> None:
-    """Compile all kernels for these dtypes ("float32", "float64"), which else happens on first use."""
-    for name in dtypes:
+def warmup(*dtypes: str) -> str:
+    """Compile all kernels for these dtypes, which else happens on first use; float16 is computed in float32."""
+    for name in dtypes or ("float32", "float64"):
         dtype = np.dtype(name)
         for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
             _every_kernel(np.zeros(shape, dtype))
@@ -133,11 +114,12 @@ def warmup(*dtypes: str) -> None:
         rmsprop(p, g, v, [0.0], rate=0.1, decay=0.9, eps=1e-8)
         betas = {"beta1": 0.9, "beta2": 0.99, "correction1": 0.1, "correction2": 0.1}
         adam(p, g, m, v, [0.0], rate=0.1, eps=1e-8, decoupled=False, **betas)
+    return cache_folder(planes.normalize)
 
 
 def _every_kernel(x: Array) -> None:
-    _, m = forward(x, None, None, 1, 1e-5, True)
-    backward(x, x, m, None, None, 1, 1e-5, True)
-    normalize(x, moments(x, 1), None, None, 1, 1e-5, True)
-    sums = gradient_sums(x, x, m, None, None, 1, 1e-5, True)
-    input_gradient(x, x, m, sums, 2, None, None, 1, 1e-5, True)
+    affine = Affine(None, None, 1e-5, True)
+    _, m = forward(x, affine, 1)
+    backward(x, x, m, affine, 1)
+    normalize(x, moments(x, 1), affine, 1)
+    input_gradient(x, x, m, gradient_sums(x, x, m, affine, 1), 2, affine, 1)

@@ -75,7 +75,7 @@ def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, v
 
 
 @compiled
-def coefficients(
+def line_coefficients(
     mean: Array, remainder: Array, var: Array, gamma: Array, beta: Array, eps: float, length: int, out: Array
 ) -> None:
     for c in range(mean.size):
@@ -125,7 +125,7 @@ def gradient_coefficients(
 
 
 @compiled
-def merge(counts: Array, parts: Array) -> None:
+def merge_parts(counts: Array, parts: Array) -> None:
     """Add the statistics of all parts, (parts, 2, n), to those of part 0 (Chan, Golub and LeVeque 1979)."""
     done = counts[0]
     for part in range(1, counts.size):
@@ -140,7 +140,7 @@ def merge(counts: Array, parts: Array) -> None:
 
 
 @compiled
-def add(parts: Array) -> None:
+def add_parts(parts: Array) -> None:
     """Add the sums of all parts, (parts, 2, n), to those of part 0."""
     for part in range(1, parts.shape[0]):
         for row in range(2):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from numba import njit
+from numba import config, njit
 from numba.core import event
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -21,6 +21,9 @@ OPTIONS: dict[str, Any] = {
 }
 
 
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set, and these kernels run compiled only")
+
 FILES = [file.stat() for file in Path(__file__).parent.glob("*.py")]
 STAMP = max(file.st_mtime for file in FILES), sum(file.st_size for file in FILES)
 """What compiled functions are kept with. Numba takes the stamp of a function's own file, and would go on using
@@ -30,14 +33,23 @@ what was compiled of functions from the other files, which it calls, before thos
 def compiled(function: F) -> F:
     """Compile for each combination of dtypes when it is first called, and keep the result on disk.
 
-    Numba refuses to decorate where no cache folder is writable; then every process compiles anew.
+    Numba refuses to decorate where no cache folder is writable; then every process compiles anew. So it does where
+    Numba has renamed the stamp, which is private.
     """
     try:
         result: Any = njit(cache=True, **OPTIONS)(function)
-    except RuntimeError:
+        kept = result._cache._cache_file
+    except (RuntimeError, AttributeError):
+        kept = None
+    if not hasattr(kept, "_source_stamp"):
         return cast("F", njit(**OPTIONS)(function))
-    result._cache._cache_file._source_stamp = STAMP
+    kept._source_stamp = STAMP
     return cast("F", result)
+
+
+def cache_folder(function: Any) -> str:
+    """Where what was compiled of a function is kept."""
+    return function.stats.cache_path or "no folder, as none can be written to: set NUMBA_CACHE_DIR to one"
 
 
 class _Notice(event.Listener):  # type: ignore[misc]  # numba has no type information

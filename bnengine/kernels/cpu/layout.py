@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from ..._typing import Array
-from ..reference import Moments
-from ..views import Affine
-from . import coefficients as channels
+from ..reference import Affine, Moments
+from .coefficients import finish_moments, finish_sums, gradient_coefficients, line_coefficients
 
 
 class Layout:
@@ -19,8 +18,8 @@ class Layout:
     channels: int
     count: int
     """Values for each channel."""
-    width: int
-    """Length of a row of coefficients."""
+    coefficient_length: int
+    """Of a row of coefficients."""
     length: int
     """How often a channel's coefficients stand side by side."""
 
@@ -52,23 +51,21 @@ class Layout:
     def finish_moments(self, totals: Array, dtype: Array) -> Moments:
         """From rows mean and sum of squares about it, in float64."""
         m = Moments(*np.empty((3, self.channels), dtype))
-        channels.finish_moments(totals, float(self.count), *m)
+        finish_moments(totals, float(self.count), *m)
         return m
 
     def coefficients(self, moments: Moments, affine: Affine) -> Array:
-        out = np.empty((5, self.width), moments.mean.dtype)
-        channels.coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
+        out = np.empty((5, self.coefficient_length), moments.mean.dtype)
+        line_coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
         return out
 
     def sums(self, dy: Array, x: Array, moments: Moments, coefficients: Array, affine: Affine) -> Array:
         """Rows sum(dy), sum(dy * xhat) of each channel."""
         totals = self.totals(dy, x, coefficients, affine.relu)
         sums = np.empty((2, self.channels), x.dtype)
-        channels.finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
+        finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
         return sums
 
     def add_slopes(self, coefficients: Array, sums: Array, count: int, moments: Moments, affine: Affine) -> None:
         _, remainder, var = moments
-        channels.gradient_coefficients(
-            sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients
-        )
+        gradient_coefficients(sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients)

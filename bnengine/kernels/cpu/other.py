@@ -8,14 +8,11 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._typing import Array
-from .. import blocked, memory, views
+from .. import memory, reference, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
 
 LABELS = np.dtype(np.int64)
-
-relu = blocked.relu
-sigmoid = blocked.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 
 
 @compiled
@@ -45,14 +42,14 @@ def _softmax_cross_entropy(z: Array, labels: Array, dz: Array) -> float:
 
 
 @compiled
-def _relu_backward(y: Array, dy: Array, dx: Array) -> None:
+def _relu_backward(dy: Array, y: Array, dx: Array) -> None:
     zero = y.dtype.type(0)
     for i in range(y.size):
         dx[i] = zero if y[i] <= zero else dy[i]
 
 
 @compiled
-def _sigmoid_backward(y: Array, dy: Array, dx: Array) -> None:
+def _sigmoid_backward(dy: Array, y: Array, dx: Array) -> None:
     one = y.dtype.type(1)
     for i in range(y.size):
         dx[i] = dy[i] * (y[i] * (one - y[i]))
@@ -65,25 +62,25 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return z.dtype.type(loss), dz.astype(logits.dtype, copy=False)
 
 
-def relu_backward(y: Array, dy: Array) -> Array:
-    return _through(_relu_backward, y, dy) if _alike(y, dy) else blocked.relu_backward(y, dy)
+def relu_backward(dy: Array, y: Array) -> Array:
+    return _through(_relu_backward, dy, y) if _alike(dy, y) else reference.relu_backward(dy, y)
 
 
-def sigmoid_backward(y: Array, dy: Array) -> Array:
-    return _through(_sigmoid_backward, y, dy) if _alike(y, dy) else blocked.sigmoid_backward(y, dy)
+def sigmoid_backward(dy: Array, y: Array) -> Array:
+    return _through(_sigmoid_backward, dy, y) if _alike(dy, y) else reference.sigmoid_backward(dy, y)
 
 
-def _alike(y: Array, dy: Array) -> bool:
+def _alike(dy: Array, y: Array) -> bool:
     """Whether a compiled loop may go through both side by side."""
     return y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64)
 
 
-def _through(loop: Callable[[Array, Array, Array], None], y: Array, dy: Array) -> Array:
+def _through(loop: Callable[[Array, Array, Array], None], dy: Array, y: Array) -> Array:
     """The loop over both in the order in which y lies in memory, which is that of the result too."""
     order = views.order(y)
     if order is not None:
-        return _through(loop, y.transpose(order), dy.transpose(order)).transpose(np.argsort(order))
-    y, dy = plain(y, y.dtype), plain(dy, y.dtype)
+        return _through(loop, dy.transpose(order), y.transpose(order)).transpose(np.argsort(order))
+    dy, y = plain(dy, y.dtype), plain(y, y.dtype)
     dx = memory.empty_like(y)
-    loop(y.reshape(-1), dy.reshape(-1), dx.reshape(-1))
+    loop(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
     return dx

@@ -1,6 +1,6 @@
 """Channels-first data, (N, C, L): a channel is N runs of L values, its *planes*.
 
-Everything about a channel is one number, so a channel's planes are gone through one after the other: `runs`
+Everything about a channel is one number, so a channel's planes are gone through one after the other: `plane_loops`
 has those loops.
 """
 
@@ -13,11 +13,20 @@ import numpy as np
 
 from ..._typing import Array
 from .. import memory, workers
-from ..reference import Moments
-from ..views import Affine
-from . import coefficients as channels
-from . import plane_loops as runs
-from .coefficients import MEAN, OFFSET, SCALE, SHIFT, SLOPE, scale_and_shift, slope_and_offset, sum_dy_xhat
+from ..reference import Affine, Moments
+from . import plane_loops
+from .coefficients import (
+    MEAN,
+    OFFSET,
+    SCALE,
+    SHIFT,
+    SLOPE,
+    add_parts,
+    merge_parts,
+    scale_and_shift,
+    slope_and_offset,
+    sum_dy_xhat,
+)
 from .compiling import compiled
 from .layout import Layout
 
@@ -27,7 +36,7 @@ Shape: TypeAlias = tuple[int, int, int]
 Block: TypeAlias = tuple[int, int, int, int]
 """Samples from, to; channels from, to."""
 
-FEW = 8  # channels
+FEW = 8  # channels: fewer would leave threads without work, so samples are divided as well
 
 LONG = 1 << 12  # bytes of a plane from which its ends, which share cache lines with other planes, cost little
 
@@ -40,7 +49,7 @@ def moments(x: Array, shape: Shape, block: Block, mean: Array, square: Array) ->
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
-        mean[c], square[c] = runs.moments(x, n0 * step + c * length, step, n1 - n0, length)
+        mean[c], square[c] = plane_loops.moments(x, n0 * step + c * length, step, n1 - n0, length)
 
 
 @compiled
@@ -49,7 +58,7 @@ def normalize(x: Array, shape: Shape, block: Block, coefficients: Array, relu: b
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
         m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
-        runs.normalize(x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu, streaming, y)
+        plane_loops.normalize(x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu, streaming, y)
 
 
 @compiled
@@ -68,7 +77,7 @@ def sums(
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
         m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
-        sum_dy[c], sum_dy_x[c] = runs.sums(dy, x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu)
+        sum_dy[c], sum_dy_x[c] = plane_loops.sums(dy, x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu)
 
 
 @compiled
@@ -88,7 +97,7 @@ def input_gradient(
         m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
         u, w = coefficients[SLOPE, c], coefficients[OFFSET, c]
         start = n0 * step + c * length
-        runs.input_gradient(dy, x, start, step, n1 - n0, length, m, a, b, u, w, relu, streaming, dx)
+        plane_loops.input_gradient(dy, x, start, step, n1 - n0, length, m, a, b, u, w, relu, streaming, dx)
 
 
 # ---- both passes over the channels of one block of all samples
@@ -112,13 +121,13 @@ def forward(
     samples, channels, length = shape
     step = channels * length
     for c in range(block[2], block[3]):
-        m, s = runs.moments(x, c * length, step, samples, length)
+        m, s = plane_loops.moments(x, c * length, step, samples, length)
         mean[c] = m
         remainder[c] = m - mean[c]
         var[c] = s / (samples * length)
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
         a, b = x.dtype.type(scale), x.dtype.type(shift)
-        runs.normalize(x, c * length, step, samples, length, mean[c], a, b, relu, streaming, y)
+        plane_loops.normalize(x, c * length, step, samples, length, mean[c], a, b, relu, streaming, y)
 
 
 @compiled
@@ -143,12 +152,12 @@ def backward(
     for c in range(block[2], block[3]):
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
         a, b = x.dtype.type(scale), x.dtype.type(shift)
-        s, q = runs.sums(dy, x, c * length, step, samples, length, mean[c], a, b, relu)
+        s, q = plane_loops.sums(dy, x, c * length, step, samples, length, mean[c], a, b, relu)
         sums[0, c] = s
         sums[1, c] = sum_dy_xhat(s, q, remainder[c], var[c], eps)
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
         u, w = x.dtype.type(slope), x.dtype.type(offset)
-        runs.input_gradient(dy, x, c * length, step, samples, length, mean[c], a, b, u, w, relu, streaming, dx)
+        plane_loops.input_gradient(dy, x, c * length, step, samples, length, mean[c], a, b, u, w, relu, streaming, dx)
 
 
 class Planes(Layout):
@@ -162,7 +171,8 @@ class Planes(Layout):
 
     def __init__(self, shape: Shape, itemsize: int) -> None:
         samples, channels, length = shape
-        self.shape, self.channels, self.width, self.count = shape, channels, channels, samples * length
+        self.shape, self.channels, self.count = shape, channels, samples * length
+        self.coefficient_length = channels
         parts = workers.parts(math.prod(shape))
         groups = min(channels, parts)
         self.parts = min(samples, -(-parts // groups)) if channels < FEW else 1
@@ -207,7 +217,7 @@ class Planes(Layout):
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((b[1] - b[0]) * self.shape[2]) for b in self.blocks[::each]])
-        channels.merge(counts, parts)
+        merge_parts(counts, parts)
         return self.finish_moments(parts[0], x.dtype)
 
     def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
@@ -227,7 +237,7 @@ class Planes(Layout):
             sums(dy, x, self.shape, self.blocks[i], coefficients, relu, *parts[i // each])
 
         workers.run(task, len(self.blocks))
-        channels.add(parts)
+        add_parts(parts)
         return parts[0]
 
     def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:

@@ -8,6 +8,8 @@ called.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 
 from ..._typing import Array
 from .. import reference
-from ..reference import Moments
+from ..reference import Affine, Moments
 from . import device, plans, portable, wide
 from .device import kernel
 from .layout import FEWEST, Dense, laid_out, memory
@@ -29,25 +31,25 @@ WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
 ONE_BLOCK = 256
 """Rows of logits that one block takes, so that no other has to be waited for."""
 
-matmul = reference.matmul
-relu, relu_backward = reference.relu, reference.relu_backward
-
 
 def supports(x: Array) -> bool:
     """Whether the kernels take x as it is."""
     return x.dtype.name in DTYPES
 
 
-def warmup() -> None:
-    """Compile every kernel for the current device, for each dtype: later calls find them in CuPy's cache."""
+def warmup(*dtypes: str) -> str:
+    """Compile every kernel for the current device: later calls find them in CuPy's cache."""
     chip = wide.chip_of(device.cupy.cuda.Device().id)
     for dtype in (device.cupy.float16, device.cupy.float32, device.cupy.float64, *_bfloat16()):
         name = np.dtype(dtype).name
+        if dtypes and name not in dtypes:
+            continue
         if name in wide.DTYPES and chip.architecture >= plans.OLDEST:
             wide.warmup(name, np.dtype(dtype).itemsize, chip)
         for shape in WARM_SHAPES:
             _warm_portable(laid_out(device.cupy.zeros(shape, dtype=dtype), 1))
         _warm_network(device.cupy.zeros((2, 2), dtype=dtype))
+    return os.environ.get("CUPY_CACHE_DIR", str(Path.home() / ".cupy" / "kernel_cache"))  # as CuPy chooses it
 
 
 # ---- batch normalisation
@@ -66,66 +68,47 @@ def moments(x: Array, axis: int) -> Moments:
 
 
 @device.on_device
-def normalize(
-    x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     dense = laid_out(x, axis)
-    return _path(dense).normalize(dense, moments, gamma, beta, eps, relu)
+    return _path(dense).normalize(dense, moments, affine)
 
 
 @device.on_device
-def gradient_sums(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, gamma, beta, eps, relu)
+    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
     return sums
 
 
 @device.on_device
 def input_gradient(
-    dy: Array,
-    x: Array,
-    moments: Moments,
-    sums: tuple[Array, Array],
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    axis: int,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, gamma, beta, eps, relu)
+    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, affine)
 
 
 @device.on_device
-def given_gradient(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> Array:
+def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, gamma, beta, eps, relu)
+    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, affine)
 
 
 @device.on_device
-def forward(
-    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, Moments]:
+def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
     dense = laid_out(x, axis)
-    result: tuple[Array, Moments] = _path(dense).forward(dense, gamma, beta, eps, relu)
+    result: tuple[Array, Moments] = _path(dense).forward(dense, affine)
     return result
 
 
 @device.on_device
-def backward(
-    dy: Array, x: Array, moments: Moments, gamma: Array | None, beta: Array | None, axis: int, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, gamma, beta, eps, relu)
+    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, affine)
     return result
 
 
@@ -151,9 +134,9 @@ def sigmoid(x: Array) -> Array:
 
 
 @device.on_device
-def sigmoid_backward(y: Array, dy: Array) -> Array:
+def sigmoid_backward(dy: Array, y: Array) -> Array:
     if dy.dtype != y.dtype:
-        return reference.sigmoid_backward(y, dy)
+        return reference.sigmoid_backward(dy, y)
     dx = device.cupy.empty(y.shape, dtype=y.dtype)
     kernel("sigmoid_backward")(y, dy, dx)
     return dx
@@ -190,14 +173,15 @@ def _bfloat16() -> tuple[Any, ...]:
 def _warm_portable(x: Dense) -> None:
     with x.flat.device:
         ones = device.cupy.ones(2, dtype=reference.statistics_dtype(x.flat))
-        _, m = portable.forward(x, ones, ones, 1e-5, True)
-        portable.backward(x.flat, x, m, ones, ones, 1e-5, True)
-        portable.input_gradient(x.flat, x, m, None, 1, ones, ones, 1e-5, True)
+        affine = Affine(ones, ones, 1e-5, True)
+        _, m = portable.forward(x, affine)
+        portable.backward(x.flat, x, m, affine)
+        portable.input_gradient(x.flat, x, m, None, 1, affine)
         blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
 
 
 def _warm_network(x: Array) -> None:
-    sigmoid_backward(sigmoid(x), x)
+    sigmoid_backward(x, sigmoid(x))
     for rows in (2, ONE_BLOCK + 1):
         logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))
         softmax_cross_entropy(logits, labels)

@@ -10,22 +10,20 @@ from typing import Any
 
 from ..._typing import Array
 from .. import reference
-from ..reference import Moments
+from ..reference import Affine, Moments
 from . import device
 from .device import kernel
 from .layout import Dense
 
 
-def forward(x: Dense, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> tuple[Array, Moments]:
+def forward(x: Dense, affine: Affine) -> tuple[Array, Moments]:
     m = moments(x)
-    return normalize(x, m, gamma, beta, eps, relu), m
+    return normalize(x, m, affine), m
 
 
-def backward(
-    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
-    sums = gradient_sums(dy, x, m, gamma, beta, eps, relu)
-    return input_gradient(dy, x, m, sums, x.values, gamma, beta, eps, relu), sums
+def backward(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, tuple[Array, Array]]:
+    sums = gradient_sums(dy, x, m, affine)
+    return input_gradient(dy, x, m, sums, x.values, affine), sums
 
 
 def moments(x: Dense) -> Moments:
@@ -39,46 +37,36 @@ def moments(x: Dense) -> Moments:
     return m
 
 
-def normalize(x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Array:
+def normalize(x: Dense, m: Moments, affine: Affine) -> Array:
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    kernel("normalize")(x.flat, *_channel(m, gamma, beta, eps), relu, *x.walk, y, size=x.threads)
+    kernel("normalize")(x.flat, *_channel(m, affine), affine.relu, *x.walk, y, size=x.threads)
     return x.restored(y)
 
 
-def gradient_sums(
-    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, Array]:
     shares = device.cupy.empty((2, x.rows, x.channels, x.columns), dtype=m.mean.dtype)
-    channel = _channel(m, gamma, beta, eps)
-    kernel("share_gradients")(dy, x.flat, *channel, relu, *x.walk, shares[0], shares[1])
+    channel = _channel(m, affine)
+    kernel("share_gradients")(dy, x.flat, *channel, affine.relu, *x.walk, shares[0], shares[1])
     sums = device.cupy.empty((2, x.channels), dtype=m.mean.dtype)
     kernel("pool_gradients")(shares[0], shares[1], sums[0], sums[1], axis=(0, 2))
     return sums[0], sums[1]
 
 
 def input_gradient(
-    dy: Array,
-    x: Dense,
-    m: Moments,
-    sums: tuple[Array, Array] | None,
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Dense, m: Moments, sums: tuple[Array, Array] | None, count: int, affine: Affine
 ) -> Array:
     """Without sums the statistics do not depend on x."""
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    channel = _channel(m, gamma, beta, eps)
+    channel = _channel(m, affine)
     if sums is None:
-        kernel("given_gradient")(dy, x.flat, *channel, relu, *x.walk, dx, size=x.threads)
+        kernel("given_gradient")(dy, x.flat, *channel, affine.relu, *x.walk, dx, size=x.threads)
     else:
-        kernel("input_gradient")(dy, x.flat, *channel, *sums, count, relu, *x.walk, dx, size=x.threads)
+        kernel("input_gradient")(dy, x.flat, *channel, *sums, count, affine.relu, *x.walk, dx, size=x.threads)
     return x.restored(dx)
 
 
-def _channel(m: Moments, gamma: Array | None, beta: Array | None, eps: float) -> tuple[Any, ...]:
+def _channel(m: Moments, affine: Affine) -> tuple[Any, ...]:
     """The kernels' channel arguments; a parameter that is None is marked and takes any array's place."""
-    g = m.var if gamma is None else gamma
-    b = m.var if beta is None else beta
-    return (*m, g, b, gamma is not None, beta is not None, eps)
+    g = m.var if affine.gamma is None else affine.gamma
+    b = m.var if affine.beta is None else affine.beta
+    return (*m, g, b, affine.gamma is not None, affine.beta is not None, affine.eps)

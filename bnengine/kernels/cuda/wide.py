@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from ..._typing import Array
-from ..reference import Moments
+from ..reference import Affine, Moments
 from . import device, plans
 from .layout import Dense
 from .plans import Chip, Plan
 
 DTYPES = frozenset({"float16", "bfloat16", "float32"})
+
+NOTHING = Affine(None, None, 0.0, False)
+"""For a pass that takes statistics only."""
 
 
 @functools.cache
@@ -46,69 +49,57 @@ def _vectors(x: Dense, *others: Array) -> Any:
     return plans.wide(x.outer, x.channels, x.inner, x.flat.dtype.itemsize, addresses % 16)
 
 
-def forward(x: Dense, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> tuple[Array, Moments]:
+def forward(x: Dense, affine: Affine) -> tuple[Array, Moments]:
     plan = plans.held(_vectors(x), chip(x), 1)
     if plan is None:
         m = moments(x)
-        return normalize(x, m, gamma, beta, eps, relu), m
+        return normalize(x, m, affine), m
     y, m = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype), _moments(x)
-    _launch("held_forward", plan, x, (x.flat, y, *_channel(m, gamma, beta)), _options(x.values, gamma, beta, eps, relu))
+    _launch("held_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
     return x.restored(y), m
 
 
-def backward(
-    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
-) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, tuple[Array, Array]]:
     plan = plans.held(_vectors(x, dy), chip(x), 2)
     if plan is None:
-        sums = gradient_sums(dy, x, m, gamma, beta, eps, relu)
-        return input_gradient(dy, x, m, sums, x.values, gamma, beta, eps, relu), sums
+        sums = gradient_sums(dy, x, m, affine)
+        return input_gradient(dy, x, m, sums, x.values, affine), sums
     dx, sums = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype), _pair(x)
-    arrays = (dy, x.flat, dx, *sums, *_channel(m, gamma, beta))
-    _launch("held_backward", plan, x, arrays, _options(x.values, gamma, beta, eps, relu))
+    arrays = (dy, x.flat, dx, *sums, *_channel(m, affine))
+    _launch("held_backward", plan, x, arrays, _options(x.values, affine))
     return x.restored(dx), sums
 
 
 def moments(x: Dense) -> Moments:
     plan, m = plans.split(_vectors(x), chip(x)), _moments(x)
     shares = device.cupy.empty((plan.parts, x.channels, 4), dtype=device.cupy.float32)
-    _launch("split_moments", plan, x, (x.flat, shares, _tickets(plan), *m), _options(x.values, None, None, 0.0, False))
+    _launch("split_moments", plan, x, (x.flat, shares, _tickets(plan), *m), _options(x.values, NOTHING))
     return m
 
 
-def gradient_sums(
-    dy: Array, x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool
-) -> tuple[Array, Array]:
+def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, Array]:
     plan, sums = plans.split(_vectors(x, dy), chip(x)), _pair(x)
     shares = device.cupy.empty((plan.parts, 2, x.channels), dtype=device.cupy.float32)
-    arrays = (dy, x.flat, shares, _tickets(plan), *sums, *_channel(m, gamma, beta))
-    _launch("split_sums", plan, x, arrays, _options(x.values, gamma, beta, eps, relu))
+    arrays = (dy, x.flat, shares, _tickets(plan), *sums, *_channel(m, affine))
+    _launch("split_sums", plan, x, arrays, _options(x.values, affine))
     return sums
 
 
-def normalize(x: Dense, m: Moments, gamma: Array | None, beta: Array | None, eps: float, relu: bool) -> Array:
+def normalize(x: Dense, m: Moments, affine: Affine) -> Array:
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     plan = plans.split(_vectors(x), chip(x))
-    _launch("pass_forward", plan, x, (x.flat, y, *_channel(m, gamma, beta)), _options(x.values, gamma, beta, eps, relu))
+    _launch("pass_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
     return x.restored(y)
 
 
 def input_gradient(
-    dy: Array,
-    x: Dense,
-    m: Moments,
-    sums: tuple[Array, Array] | None,
-    count: int,
-    gamma: Array | None,
-    beta: Array | None,
-    eps: float,
-    relu: bool,
+    dy: Array, x: Dense, m: Moments, sums: tuple[Array, Array] | None, count: int, affine: Affine
 ) -> Array:
     """Without sums the statistics do not depend on x."""
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    arrays = (dy, x.flat, dx, *(sums or m[:2]), *_channel(m, gamma, beta))
+    arrays = (dy, x.flat, dx, *(sums or m[:2]), *_channel(m, affine))
     plan = plans.split(_vectors(x, dy), chip(x))
-    _launch("pass_backward", plan, x, arrays, _options(count, gamma, beta, eps, relu, sums is None))
+    _launch("pass_backward", plan, x, arrays, _options(count, affine, sums is None))
     return x.restored(dx)
 
 
@@ -138,9 +129,8 @@ def _launch(name: str, plan: Plan, x: Dense, arrays: tuple[Array, ...], options:
     kernel((plan.blocks,), (plan.threads,), (*arrays, plans.layout(plan), options), shared_mem=shared)
 
 
-def _options(
-    count: int, gamma: Array | None, beta: Array | None, eps: float, relu: bool, given: bool = False
-) -> np.ndarray[Any, Any]:
+def _options(count: int, affine: Affine, given: bool = False) -> np.ndarray[Any, Any]:
+    gamma, beta, eps, relu = affine
     return plans.options(count, eps, gamma is not None, beta is not None, relu, given)
 
 
@@ -158,9 +148,9 @@ def _tickets(plan: Plan) -> Array:
     return device.cupy.zeros(plan.wide.tiles(plan.lanes) if plan.parts > 1 else 1, dtype=device.cupy.uint32)
 
 
-def _channel(m: Moments, gamma: Array | None, beta: Array | None) -> tuple[Array, ...]:
+def _channel(m: Moments, affine: Affine) -> tuple[Array, ...]:
     """Statistics and parameters in float32; one that is None is marked in the options, and any array takes its place."""
-    return tuple(_vector(m.var if v is None else v) for v in (*m, gamma, beta))
+    return tuple(_vector(m.var if v is None else v) for v in (*m, affine.gamma, affine.beta))
 
 
 def _vector(v: Array) -> Array:
