@@ -81,7 +81,7 @@ def test_network(kernels: ModuleType, device: Device, dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("update", UPDATES, ids=lambda u: f"{u.name}-{'-'.join(map(str, u.scalars.values()))}")
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
 def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
     checks.check_update(kernels, device, update, dtype)
 
@@ -135,7 +135,7 @@ class Chain:
         dx, sums = self.kernels.backward(self.dy, self.x, m, *end)
         running = self.kernels.blend(self.mean, self.var, m.mean, m.var, 0.1, 1.5)
         loss, dlogits = self.kernels.softmax_cross_entropy(self.logits, self.labels)
-        self.kernels.sgd([self.beta], [sums[0]], [0.0], rate=0.0)
+        self.kernels.update("sgd", [self.beta], [sums[0]], [], [0.0], {"rate": 0.0})
         return [y, *m, dx, *sums, *running, loss, dlogits, self.kernels.sigmoid(y)]
 
 

@@ -90,4 +90,3 @@ blend = reference.blend
 matmul, softmax_cross_entropy = network.matmul, network.softmax_cross_entropy
 relu, relu_backward = network.relu, reference.relu_backward
 sigmoid, sigmoid_backward = network.sigmoid, network.sigmoid_backward
-sgd, momentum, rmsprop, adam = network.sgd, network.momentum, network.rmsprop, network.adam
