@@ -181,6 +181,14 @@ def test_updates_under_jit(name, rng):
 
 
 @pytest.mark.parametrize("name", EVERY)
+def test_traced_scalars_widen_nothing(name):
+    jax = need("jax")
+    optimizer, params = EVERY[name](weight_decay=0.1), {"0": {"weight": jax.numpy.ones((2, 2), "float16")}}
+    new, state = jax.jit(optimizer.update)(params, params, optimizer.init(params))
+    assert {leaf.dtype.name for leaf in trees.leaves(new) + trees.leaves({**state, "step": new})} == {"float16"}
+
+
+@pytest.mark.parametrize("name", EVERY)
 def test_optimizers_can_be_pickled_compared_and_hashed(name):
     optimizer = EVERY[name](weight_decay=0.1)
     copy = pickle.loads(pickle.dumps(optimizer))
