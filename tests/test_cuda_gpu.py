@@ -17,6 +17,7 @@ import pytest
 from host_cuda import checks
 from host_cuda.checks import DTYPES, LAYOUTS, SHAPES, UPDATES, Case, Device, Update
 
+from bnengine import optimizers
 from bnengine.kernels.reference import Affine
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
@@ -83,9 +84,23 @@ def test_network(kernels: ModuleType, device: Device, dtype: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("update", UPDATES, ids=lambda u: f"{u.name}-{'-'.join(map(str, u.scalars.values()))}")
+@pytest.mark.parametrize("update", UPDATES, ids=lambda update: update.name)
 def test_optimizers(kernels: ModuleType, device: Device, update: Update, dtype: str) -> None:
     checks.check_update(kernels, device, update, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", optimizers.BY_NAME)
+def test_updates_are_numpys(kernels: ModuleType, device: Device, name: str) -> None:
+    """Three steps, of kernels or of equations, with decay and clipping."""
+    optimizer, random = optimizers.BY_NAME[name](0.01, weight_decay=0.1, clip=1.0), np.random.default_rng(0)
+    params, *grads = ({"weight": random.standard_normal((5, 7)).astype(np.float32)} for _ in range(4))
+    theirs = {"weight": device.put(params["weight"])}
+    state, their_state = optimizer.init(params), optimizer.init(theirs)
+    for g in grads:
+        params, state = optimizer.update(params, g, state)
+        theirs, their_state = optimizer.update(theirs, {"weight": device.put(g["weight"])}, their_state)
+    np.testing.assert_allclose(device.get(theirs["weight"]), params["weight"], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.gpu
@@ -137,7 +152,7 @@ class Chain:
         dx, sums = self.kernels.backward(self.dy, self.x, m, *end)
         running = self.kernels.blend(self.mean, self.var, m.mean, m.var, 0.1, 1.5)
         loss, dlogits = self.kernels.softmax_cross_entropy(self.logits, self.labels)
-        self.kernels.sgd([self.beta], [sums[0]], [0.0], rate=0.0)
+        self.kernels.update("sgd", [self.beta], [sums[0]], [], [0.0], {"rate": 0.0})
         return [y, *m, dx, *sums, *running, loss, dlogits, self.kernels.sigmoid(y)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 import multiprocessing
@@ -23,7 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import bnengine as bn
-from bnengine import kernels
+from bnengine import kernels, optimizers, trees
 from bnengine.kernels import reference
 from bnengine.kernels.reference import Affine, Moments
 
@@ -721,51 +722,53 @@ def test_softmax_cross_entropy_of_a_label_outside(fast, label):
     np.testing.assert_allclose(dz, dwant, rtol=1e-6)
 
 
-ADAM = {"rate": 1e-2, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "correction1": 0.1, "correction2": 1e-3}
-
-OPTIMIZERS = {
-    "sgd": (0, {"rate": 0.1}),
-    "momentum": (1, {"rate": 0.1, "momentum": 0.9, "nesterov": False}),
-    "nesterov": (1, {"rate": 0.1, "momentum": 0.9, "nesterov": True}),
-    "rmsprop": (1, {"rate": 0.01, "decay": 0.99, "eps": 1e-8}),
-    "adam": (2, ADAM | {"decoupled": False}),
-    "adamw": (2, ADAM | {"decoupled": True}),
-}
+UPDATES = [name for name, factory in optimizers.BY_NAME.items() if factory().rule.fast]
 
 
 @pytest.mark.parametrize("memory", ["own", "read-only", "strided", "large"])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_optimizers(fast, name, dtype, memory):
-    slots, scalars = OPTIMIZERS[name]
-    function = {"nesterov": "momentum", "adamw": "adam"}.get(name, name)
-    rng = np.random.default_rng(0)
+@pytest.mark.parametrize("name", UPDATES)
+@pytest.mark.skipif("cpu" not in NUMPY, reason="needs numba")
+def test_an_update_in_place_is_the_equation(name, dtype, memory):
+    """Donated leaves are written where they lie; others stay, and the equation makes new ones."""
+    optimizer, rng = optimizers.BY_NAME[name](0.1, weight_decay=0.1, decayed=("0", "2")), np.random.default_rng(0)
     shapes = [(1500, 700)] if memory == "large" else [(13, 7), (7,), (1, 1)]
 
     def leaves():
         result = [rng.uniform(0.1, 1, shape).astype(dtype) for shape in shapes]
         if memory == "read-only":
-            return [readonly(leaf) for leaf in result]
-        return [np.repeat(leaf, 2, axis=-1)[..., ::2] for leaf in result] if memory == "strided" else result
+            result = [readonly(leaf) for leaf in result]
+        elif memory == "strided":
+            result = [np.repeat(leaf, 2, axis=-1)[..., ::2] for leaf in result]
+        return {str(i): leaf for i, leaf in enumerate(result)}
 
-    lists, grads = [leaves() for _ in range(1 + slots)], leaves()
-    decays = [0.1, 0.0, 0.2][: len(shapes)]
-    params, *state = [[leaf.copy() for leaf in leaves] for leaves in lists]
-    want = getattr(reference, function)(params, grads, *state, decays, **scalars)
-    kept = [g.copy() for g in grads]
-    got = getattr(fast, function)(lists[0], grads, *lists[1:], decays, **scalars)
-    assert isinstance(got, tuple)
-    assert len(got) == 1 + slots
-    for ours, theirs in zip(got, want, strict=True):
-        assert len(ours) == len(theirs)
-        for a, b in zip(ours, theirs, strict=True):
-            assert a.dtype == dtype
-            np.testing.assert_allclose(a, b, rtol=2e-6, atol=1e-7)
-    for g, k in zip(grads, kept, strict=True):
-        np.testing.assert_array_equal(g, k)
-    if memory in ("own", "large") and getattr(fast, function) is not getattr(reference, function):  # written in place
-        for ours, given in zip(got, lists, strict=True):
-            assert all(a is b for a, b in zip(ours, given, strict=True))
+    params, grads, state = leaves(), leaves(), {"step": 2, **{slot: leaves() for slot in optimizer.slots}}
+    alone = dataclasses.replace(optimizer, rule=dataclasses.replace(optimizer.rule, fast=False))
+    before = trees.copied({"params": params, "grads": grads, "state": state})
+    want = dict(zip(("params", "state"), alone.update(params, grads, state), strict=True))
+    for left, copy in zip(
+        trees.leaves({"params": params, "grads": grads, "state": state}), trees.leaves(before), strict=True
+    ):
+        np.testing.assert_array_equal(left, copy)
+    new, new_state = optimizer.update(params, grads, state)
+    for ours, theirs in zip(trees.leaves({"params": new, "state": new_state}), trees.leaves(want), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-7)
+    for g, copy in zip(trees.leaves(grads), trees.leaves(before["grads"]), strict=True):
+        np.testing.assert_array_equal(g, copy)
+    assert all(p.dtype == dtype for p in trees.leaves(new))
+    for now, was in ((new, params), *((new_state[slot], state[slot]) for slot in optimizer.slots)):
+        in_place = [a is b for a, b in zip(trees.leaves(now), trees.leaves(was), strict=True)]
+        assert in_place == [memory in ("own", "large")] * len(shapes)
+
+
+@pytest.mark.parametrize("name", [n for names in kernels.FAST.values() for n in names])
+def test_fast_rules_are_those_that_say_so(name):
+    """A name that a module misses would run its equation without a word, one too many another's loop."""
+    if kernels.why_not(name) is not None:
+        pytest.skip(str(kernels.why_not(name)))
+    module = kernels.load(name)
+    if hasattr(module, "update"):
+        assert list(module.updates.RULES) == UPDATES
 
 
 # ---- through the public door

@@ -316,7 +316,24 @@ RULES = {
     "rmsprop": lambda s, g, p, t: 0.1 * g / (np.sqrt(s.setdefault("s", 0.99 * s.pop("s", 0) + 0.01 * g * g)) + 1e-8),
     "adam": lambda s, g, p, t: _adam(s, g, t),
     "adamw": lambda s, g, p, t: _adam(s, g, t),
+    "nadam": lambda s, g, p, t: _nadam(s, g, t),
+    "lion": lambda s, g, p, t: _lion(s, g),
 }
+
+
+def _lion(s, g):
+    before = s.pop("m", 0)
+    s["m"] = 0.99 * before + 0.01 * g
+    return 0.1 * np.sign(0.9 * before + 0.1 * g)
+
+
+def _nadam(s, g, t):
+    """Dozat 2016, algorithm 2, with the momentum of each step mu_t."""
+    mu, ahead = 0.9 * (1 - 0.5 * 0.96 ** (0.004 * t)), 0.9 * (1 - 0.5 * 0.96 ** (0.004 * (t + 1)))
+    product = s.setdefault("mu", s.pop("mu", 1) * mu)
+    m = s.setdefault("m", 0.9 * s.pop("m", 0) + 0.1 * g) / (1 - product * ahead)
+    v = s.setdefault("v", 0.999 * s.pop("v", 0) + 0.001 * g * g) / (1 - 0.999**t)
+    return 0.1 * (ahead * m + (1 - mu) * g / (1 - product)) / (np.sqrt(v) + 1e-8)
 
 
 def _adam(s, g, t):
@@ -336,7 +353,7 @@ def test_an_optimizer_s_steps_are_its_formula(name, strict, decay, rng):
     for t in range(1, 6):
         g = rng.standard_normal((3, 2))
         params, state = optimizer.update(params, {"0": {"weight": library.asarray(g)}}, state)
-        decoupled = name == "adamw"
+        decoupled = name in ("adamw", "lion")
         p = p * (1 - 0.1 * decay) if decoupled else p
         p = p - RULES[name](memory, g if decoupled else g + decay * p, p, t)
         np.testing.assert_allclose(library.host(params["0"]["weight"]), p, rtol=1e-13, atol=1e-14)

@@ -118,11 +118,13 @@ CALLS: dict[str, Call] = {
         name: (rule, lambda more=more: {**RULE, **more})
         for name, rule, more in (
             ("sgd", optimizers.sgd, {}),
-            ("momentum", optimizers.momentum, {"momentum": 0.9}),
+            ("momentum", optimizers.momentum, {"momentum": 0.9, "dampening": 0.1}),
             ("nesterov", optimizers.nesterov, {"momentum": 0.9}),
-            ("rmsprop", optimizers.rmsprop, {"decay": 0.9, "eps": 1e-8}),
-            ("adam", optimizers.adam, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}),
-            ("adamw", optimizers.adamw, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8}),
+            ("rmsprop", optimizers.rmsprop, {"decay": 0.9, "eps": 1e-8, "centered": False, "momentum": 0.9}),
+            ("adam", optimizers.adam, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "amsgrad": False}),
+            ("nadam", optimizers.nadam, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "momentum_decay": 4e-3}),
+            ("lion", optimizers.lion, {"beta1": 0.9, "beta2": 0.99}),
+            ("adamw", optimizers.adamw, {"beta1": 0.9, "beta2": 0.99, "eps": 1e-8, "amsgrad": False}),
         )
     },
     "step_decay": (optimizers.step_decay, lambda: {"rate": 0.1, "at": [3], "factor": 0.1}),

@@ -18,7 +18,7 @@ from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
 from ..functional import Loss
 from ..networks import Sequential
-from ..optimizers import Optimizer
+from ..optimizers import OptimizerLike
 from ..parallel import Alone, Communicator, Shares
 from . import finite
 from .evaluation import measured
@@ -108,7 +108,7 @@ class Settings:
 
 def fit(
     net: Sequential,
-    optimizer: Optimizer,
+    optimizer: OptimizerLike,
     train: Rows,
     *,
     validation: Rows | None = None,
@@ -135,6 +135,7 @@ def fit(
     net : Sequential
         A Standardize layer at its front is measured on the training rows first.
     optimizer : Optimizer
+        Or an object of one's own with init and update: `optimizers.OptimizerLike`.
     train, validation : (x, targets)
         Host arrays, a sample in each row. They are put on the device once.
     loss : {"cross_entropy", "binary_cross_entropy", "mse"} or callable
@@ -190,7 +191,12 @@ def fit(
     True
     """
     backend, ranks = as_backend(backend), communicator or Alone()
-    instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
+    instance(
+        "optimizer",
+        optimizer,
+        OptimizerLike,
+        "an Optimizer such as optimizers.adam(), or an object with init and update",
+    )
     for name, given in (("callback", callback), ("progress", progress), ("interrupted", interrupted)):
         function(name, given)
     how = settings if settings is not None else Settings()
@@ -239,7 +245,7 @@ class _Loop:
     """What stays the same from epoch to epoch."""
 
     net: Sequential
-    optimizer: Optimizer
+    optimizer: OptimizerLike
     loss: str | Loss
     how: Settings
     backend: Backend
@@ -356,7 +362,8 @@ class _Loop:
         """The epoch's metrics."""
         step, losses = int(done.opt_state["step"]), np.asarray(done.losses)
         row: dict[str, Any] = {"epoch": epoch, "step": step}
-        row["learning_rate"] = float(self.optimizer.rate(step - 1))
+        rate = getattr(self.optimizer, "rate", None)  # one of the user's own need not have it
+        row |= {"learning_rate": float(rate(step - 1))} if rate else {}
         row["train_loss"] = float(losses[np.isfinite(losses)].mean())
         if self.how.on_nonfinite == "skip":
             row["skipped"] = int(np.sum(~np.isfinite(losses)))
@@ -386,7 +393,7 @@ def _averaged(state: Tree, shares: Shares) -> Tree:
 
 def _begin(
     net: Sequential,
-    optimizer: Optimizer,
+    optimizer: OptimizerLike,
     start: Fitted | None,
     x: np.ndarray[Any, Any],
     seed: int,

@@ -14,12 +14,12 @@ from ..backends import Backend
 from ..context import Context, Draws
 from ..functional import Loss, loss_function, loss_sum
 from ..networks import Sequential
-from ..optimizers import Optimizer
+from ..optimizers import OptimizerLike
 
 
 def train_step(
     net: Sequential,
-    optimizer: Optimizer,
+    optimizer: OptimizerLike,
     params: Tree,
     state: Tree,
     opt_state: Tree,
@@ -38,6 +38,7 @@ def train_step(
     ----------
     net : Sequential
     optimizer : Optimizer
+        Or an object of one's own with init and update: `optimizers.OptimizerLike`.
     params, state, opt_state : dict
         *Donated*: they may be written into, so use what is returned.
     x : array
@@ -89,7 +90,12 @@ def train_step(
     True
     """
     instance("net", net, Sequential, "a Sequential")
-    instance("optimizer", optimizer, Optimizer, "an Optimizer such as optimizers.adam()")
+    instance(
+        "optimizer",
+        optimizer,
+        OptimizerLike,
+        "an Optimizer such as optimizers.adam(), or an object with init and update",
+    )
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows))
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:

@@ -93,7 +93,7 @@ def _of(x: Array, axis: int) -> tuple[View, Layout]:
 
 matmul, relu = plain.matmul, plain.relu
 sigmoid = plain.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
-sgd, momentum, rmsprop, adam = updates.sgd, updates.momentum, updates.rmsprop, updates.adam
+update = updates.update
 
 
 # ---- ahead of time
@@ -108,12 +108,7 @@ def warmup(*dtypes: str) -> str:
         for activation_backward in (relu_backward, sigmoid_backward):
             activation_backward(np.zeros(1, dtype), np.zeros(1, dtype))
         softmax_cross_entropy(np.zeros((1, 1), dtype), np.zeros(1, np.int64))
-        p, g, m, v = ([np.zeros(1, dtype)] for _ in range(4))
-        sgd(p, g, [0.0], rate=0.1)
-        momentum(p, g, m, [0.0], rate=0.1, momentum=0.9, nesterov=False)
-        rmsprop(p, g, v, [0.0], rate=0.1, decay=0.9, eps=1e-8)
-        betas = {"beta1": 0.9, "beta2": 0.99, "correction1": 0.1, "correction2": 0.1}
-        adam(p, g, m, v, [0.0], rate=0.1, eps=1e-8, decoupled=False, **betas)
+        updates.warmup(dtype)
     return cache_folder(planes.normalize)
 
 

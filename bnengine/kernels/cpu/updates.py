@@ -1,18 +1,19 @@
 """Optimiser updates in one pass over each leaf: what NumPy does in ten.
 
-Leaves are written in place where all of them are writable, contiguous and of one dtype; else the
-reference makes new ones. Scalars come in the leaves' dtype, or Numba would compute in float64.
+Leaves are written in place where all of them are writable, contiguous and of one dtype. Scalars come in the leaves' dtype, or Numba would compute in float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..._typing import Array
-from .. import reference, workers
+from .. import workers
 from ..views import plain, writable
 from .compiling import compiled
 
@@ -59,82 +60,52 @@ def _adam(p: Array, g: Array, m: Array, v: Array, scalars: Array) -> None:
         p[i] = p[i] * shrink - step * first / (math.sqrt(second) * inv_root + eps)
 
 
-def sgd(params: list[Array], grads: list[Array], decays: list[float], *, rate: float) -> tuple[list[Array]]:
-    if not writable(grads, params):
-        return reference.sgd(params, grads, decays, rate=rate)
-    _update(_sgd, (params, grads), [(d, rate) for d in decays])
-    return (params,)
+class Rule(NamedTuple):
+    """The loop of a rule, its arrays beside the gradient, and what its scalars are made of."""
+
+    loop: Callable[..., None]
+    written: int
+    scalars: Callable[[float, dict[str, Any]], tuple[float, ...]]
+    """From the weight decay of a leaf and the scalars of the update."""
 
 
-def momentum(
+def _adam_scalars(s: dict[str, Any]) -> tuple[float, ...]:
+    averages = s["beta1"], 1 - s["beta1"], s["beta2"], 1 - s["beta2"]
+    return (s["rate"] / s["correction1"], *averages, s["correction2"] ** -0.5, s["eps"])
+
+
+RULES = {
+    "sgd": Rule(_sgd, 1, lambda decay, s: (decay, s["rate"])),
+    "momentum": Rule(_momentum, 2, lambda decay, s: (decay, s["rate"], s["momentum"], 0)),
+    "nesterov": Rule(_momentum, 2, lambda decay, s: (decay, s["rate"], s["momentum"], 1)),
+    "rmsprop": Rule(_rmsprop, 2, lambda decay, s: (decay, s["rate"], s["decay"], 1 - s["decay"], s["eps"])),
+    "adam": Rule(_adam, 3, lambda decay, s: (decay, 1, *_adam_scalars(s))),
+    "adamw": Rule(_adam, 3, lambda decay, s: (0, 1 - s["rate"] * decay, *_adam_scalars(s))),
+}
+
+
+def update(
+    rule: str,
     params: list[Array],
     grads: list[Array],
-    velocity: list[Array],
+    slots: list[list[Array]],
     decays: list[float],
-    *,
-    rate: float,
-    momentum: float,
-    nesterov: bool,
-) -> tuple[list[Array], list[Array]]:
-    if not writable(grads, params, velocity):
-        return reference.momentum(params, grads, velocity, decays, rate=rate, momentum=momentum, nesterov=nesterov)
-    _update(_momentum, (params, grads, velocity), [(d, rate, momentum, nesterov) for d in decays])
-    return params, velocity
-
-
-def rmsprop(
-    params: list[Array],
-    grads: list[Array],
-    square: list[Array],
-    decays: list[float],
-    *,
-    rate: float,
-    decay: float,
-    eps: float,
-) -> tuple[list[Array], list[Array]]:
-    if not writable(grads, params, square):
-        return reference.rmsprop(params, grads, square, decays, rate=rate, decay=decay, eps=eps)
-    _update(_rmsprop, (params, grads, square), [(d, rate, decay, 1 - decay, eps) for d in decays])
-    return params, square
-
-
-def adam(
-    params: list[Array],
-    grads: list[Array],
-    first: list[Array],
-    second: list[Array],
-    decays: list[float],
-    *,
-    rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    correction1: float,
-    correction2: float,
-    decoupled: bool,
-) -> tuple[list[Array], list[Array], list[Array]]:
-    if not writable(grads, params, first, second):
-        scalars = {"rate": rate, "beta1": beta1, "beta2": beta2, "eps": eps}
-        corrections = {"correction1": correction1, "correction2": correction2}
-        return reference.adam(params, grads, first, second, decays, **scalars, **corrections, decoupled=decoupled)
-    common = rate / correction1, beta1, 1 - beta1, beta2, 1 - beta2, correction2**-0.5, eps
-    each = [(0.0, 1 - rate * d, *common) if decoupled else (d, 1.0, *common) for d in decays]
-    _update(_adam, (params, grads, first, second), each)
-    return params, first, second
-
-
-def _update(loop: Callable[..., None], lists: tuple[list[Array], ...], scalars: Sequence[tuple[float, ...]]) -> None:
-    """Run the loop over each leaf (its arrays in the order of `lists`: params, grads, slots) with its scalars."""
-    dtype = lists[0][0].dtype
-    typed = {values: np.asarray(values, dtype) for values in set(scalars)}
-    for leaves, values in zip(zip(*lists, strict=True), scalars, strict=True):
+    scalars: dict[str, Any],
+) -> bool:
+    """Write the step into params and slots; False, and nothing written, where there is no such rule or memory."""
+    if rule not in RULES or not writable(grads, params, *slots):
+        return False
+    dtype, (loop, _, scalars_of) = params[0].dtype, RULES[rule]
+    typed = {decay: np.asarray(scalars_of(decay, scalars), dtype) for decay in set(decays)}
+    for decay, *leaves in zip(decays, params, grads, *slots, strict=True):
         flat = [leaf.reshape(-1) for leaf in leaves]
         flat[1] = plain(flat[1], dtype)
         if flat[0].size < workers.SERIAL:
-            loop(*flat, typed[values])
+            loop(*flat, typed[decay])
         else:
             parts = workers.ranges(flat[0].size, workers.parts(flat[0].size))
-            workers.run(_part(loop, flat, typed[values], parts), len(parts))
+            workers.run(_part(loop, flat, typed[decay], parts), len(parts))
+    return True
 
 
 def _part(loop: Callable[..., None], flat: list[Array], scalars: Array, parts: list[tuple[int, int]]) -> workers.Task:
@@ -142,3 +113,10 @@ def _part(loop: Callable[..., None], flat: list[Array], scalars: Array, parts: l
         loop(*(leaf[slice(*parts[i])] for leaf in flat), scalars)
 
     return task
+
+
+def warmup(dtype: np.dtype[Any]) -> None:
+    """Compile every loop for that dtype."""
+    for loop, written, scalars in RULES.values():
+        some = scalars(0.0, defaultdict(lambda: 0.5))
+        loop(*(np.zeros(1, dtype) for _ in range(1 + written)), np.asarray(some, dtype))

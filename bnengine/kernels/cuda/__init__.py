@@ -9,6 +9,7 @@ called.
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,7 +22,7 @@ from ..reference import Affine, Moments
 from . import device, plans, portable, wide
 from .device import kernel
 from .layout import FEWEST, Dense, laid_out, memory
-from .updates import adam, momentum, rmsprop, sgd
+from .updates import RULES, update
 
 DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 
@@ -185,10 +186,6 @@ def _warm_network(x: Array) -> None:
     for rows in (2, ONE_BLOCK + 1):
         logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))
         softmax_cross_entropy(logits, labels)
-    p, g, first, second = ([device.cupy.zeros_like(x)] for _ in range(4))
-    scalars = {"rate": 0.1, "eps": 1e-8}
-    sgd(p, g, [0.0], rate=0.1)
-    momentum(p, g, first, [0.0], rate=0.1, momentum=0.9, nesterov=False)
-    rmsprop(p, g, second, [0.0], decay=0.9, **scalars)
-    corrections = {"correction1": 0.1, "correction2": 0.001}
-    adam(p, g, first, second, [0.0], beta1=0.9, beta2=0.999, decoupled=False, **scalars, **corrections)
+    for rule in RULES:
+        p, g, first, second = ([device.cupy.zeros_like(x)] for _ in range(4))
+        update(rule, p, g, [first, second][: RULES[rule].slots], [0.0], defaultdict(lambda: 0.5))

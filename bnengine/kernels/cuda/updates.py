@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,66 +27,52 @@ class Leaf(NamedTuple):
     shrink: float = 1.0
 
 
-def sgd(params: list[Array], grads: list[Array], decays: list[float], *, rate: float) -> tuple[list[Array]]:
-    _update("sgd", _leaves((params,), grads, decays), rate)
-    return (params,)
+class Rule(NamedTuple):
+    """A rule of updates.cuh, what it writes beside the parameter, and its fields."""
+
+    kernel: str
+    slots: int
+    scalars: Callable[[dict[str, Any]], tuple[float, ...]]
+    """From the scalars of the update."""
+    decoupled: bool = False
 
 
-def momentum(
+def _adam(s: dict[str, Any]) -> tuple[float, ...]:
+    averages = s["beta1"], 1 - s["beta1"], s["beta2"], 1 - s["beta2"]
+    return (s["rate"] / s["correction1"], *averages, s["eps"], s["correction2"] ** 0.5)
+
+
+RULES = {
+    "sgd": Rule("sgd", 0, lambda s: (s["rate"],)),
+    "momentum": Rule("momentum", 1, lambda s: (s["rate"], s["momentum"], 0)),
+    "nesterov": Rule("momentum", 1, lambda s: (s["rate"], s["momentum"], 1)),
+    "rmsprop": Rule("rmsprop", 1, lambda s: (s["rate"], s["decay"], 1 - s["decay"], s["eps"])),
+    "adam": Rule("adam", 2, _adam),
+    "adamw": Rule("adam", 2, _adam, decoupled=True),
+}
+
+
+def update(
+    rule: str,
     params: list[Array],
     grads: list[Array],
-    velocity: list[Array],
+    slots: list[list[Array]],
     decays: list[float],
-    *,
-    rate: float,
-    momentum: float,
-    nesterov: bool,
-) -> tuple[list[Array], list[Array]]:
-    _update("momentum", _leaves((params, velocity), grads, decays), rate, momentum, nesterov)
-    return params, velocity
-
-
-def rmsprop(
-    params: list[Array],
-    grads: list[Array],
-    square: list[Array],
-    decays: list[float],
-    *,
-    rate: float,
-    decay: float,
-    eps: float,
-) -> tuple[list[Array], list[Array]]:
-    _update("rmsprop", _leaves((params, square), grads, decays), rate, decay, 1 - decay, eps)
-    return params, square
-
-
-def adam(
-    params: list[Array],
-    grads: list[Array],
-    first: list[Array],
-    second: list[Array],
-    decays: list[float],
-    *,
-    rate: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    correction1: float,
-    correction2: float,
-    decoupled: bool,
-) -> tuple[list[Array], list[Array], list[Array]]:
-    leaves = _leaves((params, first, second), grads, decays)
+    scalars: dict[str, Any],
+) -> bool:
+    """Write the step into params and slots; False, and nothing written, where there is no such rule."""
+    if rule not in RULES:
+        return False
+    kernel, _, fields, decoupled = RULES[rule]
+    each = zip(decays, grads, params, *slots, strict=True)
+    leaves = [Leaf(tuple(written), g, decay) for decay, g, *written in each]
     if decoupled:
-        leaves = [leaf._replace(decay=0.0, shrink=1 - rate * leaf.decay) for leaf in leaves]
-    _update("adam", leaves, rate / correction1, beta1, 1 - beta1, beta2, 1 - beta2, eps, correction2**0.5)
-    return params, first, second
+        leaves = [leaf._replace(decay=0.0, shrink=1 - scalars["rate"] * leaf.decay) for leaf in leaves]
+    _update(kernel, leaves, fields(scalars))
+    return True
 
 
-def _leaves(written: tuple[list[Array], ...], grads: list[Array], decays: list[float]) -> list[Leaf]:
-    return [Leaf(tuple(arrays), g, decay) for *arrays, g, decay in zip(*written, grads, decays, strict=True)]
-
-
-def _update(rule: str, leaves: list[Leaf], *scalars: float) -> None:
+def _update(kernel: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None:
     """A launch for each device and set of dtypes, and one more for every LEAVES leaves."""
     groups: dict[tuple[Any, ...], list[Leaf]] = {}
     for leaf in leaves:
@@ -93,7 +80,7 @@ def _update(rule: str, leaves: list[Leaf], *scalars: float) -> None:
         groups.setdefault(key, []).append(leaf)
     for group in groups.values():
         for first in range(0, len(group), LEAVES):
-            _launch(group[first].g, rule, group[first : first + LEAVES], scalars)
+            _launch(group[first].g, kernel, group[first : first + LEAVES], scalars)
 
 
 @device.on_device
