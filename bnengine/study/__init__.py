@@ -44,6 +44,8 @@ FILES = (ROWS, "study.json", "study.csv", "study.html", *(f"{name}.png" for name
 class Options(_Options):
     """What to study. Field names are the options of `bnengine study` with underscores."""
 
+    COMMAND = "study"
+
     experiment: str | None = option(
         None, "only these, such as learning_rate,depth; all where not given", metavar="NAME,..."
     )
@@ -160,7 +162,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> Record
     seeds, steps = options.size()
     return {
         "format": FORMAT,
-        "command": options.command("study"),
+        "command": options.command(),
         **file.made,
         "data": options.data,
         "seeds": list(range(seeds)),
