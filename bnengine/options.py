@@ -68,6 +68,9 @@ def option(
 class Options:
     """What a command does. Field names are the options with underscores."""
 
+    COMMAND = ""
+    """Its name on the command line."""
+
     def __post_init__(self) -> None:
         for name in fields(type(self)):
             _check(type(self), name, getattr(self, name))
@@ -78,9 +81,9 @@ class Options:
         values = (environment or {}) | ({} if file is None else read_toml(Path(file), cls))
         return cls(**values | {name: _convert(cls, name, given[name]) for name in fields(cls) if name in given})
 
-    def command(self, name: str) -> str:
+    def command(self) -> str:
         """The command line that repeats this, wherever it is written to."""
-        words = ["bnengine", name]
+        words = ["bnengine", self.COMMAND]
         for field in fields(type(self)).values():
             value = getattr(self, field.name)
             if field.compare and value != field.default:

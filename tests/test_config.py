@@ -98,17 +98,17 @@ def test_a_wrong_value_in_a_file_names_the_file_though_the_command_line_overrule
 def test_the_study_and_the_bench_read_files_too():
     file = toml('experiment = "depth"\nquick = true\nbackend = "torch"\n')
     wanted = study.Options.resolve({"seeds": 1, "jobs": 2}, file)
-    assert wanted.command("study") == "bnengine study --experiment depth --quick --seeds 1 --backend torch"
+    assert wanted.command() == "bnengine study --experiment depth --quick --seeds 1 --backend torch"
     assert {run.backend for run in wanted.runs()} == {"torch"}
     wanted = bench.Options.resolve({"quick": True, "out": "x.json"}, toml("kernels = true\ndraw = 3\nminutes = 2\n"))
-    assert wanted.command("bench") == "bnengine bench --kernels --draw 3 --minutes 2.0"
+    assert wanted.command() == "bnengine bench --kernels --draw 3 --minutes 2.0"
     for kind, text in ((study.Options, "epochs = 3"), (bench.Options, "jobs = 3")):
         with pytest.raises(ConfigError, match=r"^run.toml: unknown option '(epochs|jobs)'"):
             kind.resolve({}, toml(text))
 
 
 def test_the_command_line_repeats_options_that_are_switched_off():
-    assert resolve({"standardize": False, "batch_size": 9}).command("train") == (
+    assert resolve({"standardize": False, "batch_size": 9}).command() == (
         "bnengine train --no-standardize --batch-size 9"
     )
 

@@ -37,6 +37,8 @@ FORMAT = 1
 class Options(_Options):
     """What to measure. Field names are the options of `bnengine bench` with underscores."""
 
+    COMMAND = "bench"
+
     kernels: bool = option(False, "batch normalisation (default: with steps)")
     steps: bool = option(False, "whole training steps (default: with kernels)")
     scaling: bool = option(False, "how cost grows with rows, channels, depth and batch")
@@ -140,7 +142,7 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     began = time.perf_counter()
     record: Record = {
         "format": FORMAT,
-        "command": options.command("bench"),
+        "command": options.command(),
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         **provenance.describe(),
         "threads": workers.threads(),

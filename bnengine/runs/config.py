@@ -19,6 +19,8 @@ PART = "a part between 0 and 1"
 class Config(Options):
     """What a run does. Field names are the options with underscores."""
 
+    COMMAND = "train"
+
     data: str = option("digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files")
     label: str | None = option(
         None,

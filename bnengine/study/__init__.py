@@ -48,6 +48,8 @@ LABELS = ("experiment", "panel", "value", "norm", "learning_rate", "seed")
 class Options(_Options):
     """What to study. Field names are the options of `bnengine study` with underscores."""
 
+    COMMAND = "study"
+
     experiment: str | None = option(
         None, "only these, such as learning_rate,depth; all where not given", metavar="NAME,..."
     )
@@ -166,7 +168,7 @@ def _meta(options: Options, file: RowsFile, results: Sequence[Result]) -> dict[s
     seeds, steps = options.size()
     return {
         "format": FORMAT,
-        "command": options.command("study"),
+        "command": options.command(),
         **file.made,
         "data": options.data,
         "seeds": list(range(seeds)),
