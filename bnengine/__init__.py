@@ -27,8 +27,9 @@ from .layers import Activation, BatchNorm, Dropout, Layer, Linear, Shapes, Stand
 from .networks import Residual, Sequential, mlp
 from .optimizers import Optimizer
 from .training.evaluation import evaluate, predict
-from .training.fitting import Fitted, NonFiniteError, Settings, fit
+from .training.fitting import Fitted, NonFiniteError, fit
 from .training.running_statistics import precise_statistics, recalibrate, statistics_gap
+from .training.settings import Settings
 from .training.step import train_step
 
 __all__ = [

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Self, cast, overload
@@ -416,65 +415,3 @@ def _normalised_activation(features: int, activation: str, norms: dict[str, tupl
         for place in ("pre", "post")
     )
     return [*before, *([] if fused else [Activation(activation)]), *after]
-
-
-# ---- networks as plain data
-
-
-def to_spec(net: Sequential) -> list[dict[str, Any]]:
-    """The network as plain data, for a file."""
-    return [_layer_spec(layer) for layer in net.layers]
-
-
-def _layer_spec(layer: Any) -> dict[str, Any]:
-    kind = type(layer).__name__
-    if LAYERS.get(kind, type(layer)) is not type(layer):
-        raise ValueError(f"net: expected another name for a layer of your own, {kind} is one of bnengine's")
-    names = [field.name for field in dataclasses.fields(layer)] if dataclasses.is_dataclass(layer) else vars(layer)
-    settings = {name: getattr(layer, name) for name in names}
-    return {"layer": kind, **{name: _plain(value) for name, value in settings.items()}}
-
-
-def _plain(value: Any) -> Any:
-    """A setting as JSON has it."""
-    if isinstance(value, Layer):
-        return _layer_spec(value)
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def check_spec(net: Sequential) -> None:
-    """Refuse a network that would not come back from its plain data: better now than when it is needed."""
-    kinds = tuple({type(layer) for _, layer in net.named()} - set(LAYERS.values()))
-    spec = to_spec(net)
-    try:
-        back = to_spec(from_spec(json.loads(json.dumps(spec)), kinds))
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"net: a layer's settings cannot be written as JSON and read again: {error}") from error
-    if back != spec:
-        raise TypeError("net: a layer's settings change when they are written as JSON and read again")
-
-
-def from_spec(spec: list[dict[str, Any]], layers: Sequence[type[Layer]] = ()) -> Sequential:
-    """The network of a `to_spec`; `layers` are the classes of layers that are not bnengine's own."""
-    for kind in layers:
-        if not issubclass(kind, Layer):
-            raise TypeError(f"layers: expected classes derived from bnengine.Layer, got {shown(kind)}")
-    kinds = {kind.__name__: kind for kind in layers} | LAYERS
-    return Sequential(tuple(_from_entry(entry, kinds) for entry in spec))
-
-
-def _from_entry(entry: dict[str, Any], kinds: dict[str, type[Layer]]) -> Layer:
-    settings = dict(entry)
-    name = settings.pop("layer", "")
-    if name not in kinds:
-        raise ValueError(
-            f"layers: expected {', '.join(kinds)}, got {shown(entry)}; hand the class of a layer of your own to load: "
-            f"load(path, layers=({name or 'Mine'},))"
-        )
-    return kinds[name](**{key: _from_plain(value, kinds) for key, value in settings.items()})
-
-
-def _from_plain(value: Any, kinds: dict[str, type[Layer]]) -> Any:
-    if isinstance(value, dict) and "layer" in value:
-        return _from_entry(value, kinds)
-    return tuple(_from_plain(item, kinds) for item in value) if isinstance(value, list) else value

@@ -9,7 +9,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends, checkpoints, networks, trees
+from bnengine import backends, checkpoints, trees
 
 NET = bn.mlp([4, 6, 3], standardize=True)
 
@@ -121,7 +121,7 @@ def test_files_of_something_else_are_refused():
 
     params, state, _ = trained()
     arrays = {**trees.flatten(params), **{name: np.asarray(leaf) for name, leaf in trees.flatten(state).items()}}
-    good = {"format": "bnengine network 1", "network": json.dumps(networks.to_spec(NET)), "metadata": "{}"}
+    good = {"format": "bnengine network 1", "network": json.dumps(checkpoints.to_spec(NET)), "metadata": "{}"}
 
     def refused(words, header, arrays=arrays):
         """With a checksum, so that it is refused for what it is."""

@@ -11,7 +11,7 @@ from libraries import need
 
 import bnengine as bn
 from bnengine import trees
-from bnengine.networks import from_spec, to_spec
+from bnengine.checkpoints import from_spec, to_spec
 
 NETWORKS = {
     "pre relu": bn.mlp([5, 7, 6, 3]),

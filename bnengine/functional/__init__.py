@@ -14,8 +14,8 @@ from .losses import mean_squared_error as mean_squared_error
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .normalization import Gradients as Gradients
 from .normalization import Residuals as Residuals
-from .normalization import RunningStats as RunningStats
 from .normalization import batch_norm as batch_norm
 from .normalization import batch_norm_backward as batch_norm_backward
 from .normalization import normalize as normalize
 from .normalization import normalize_backward as normalize_backward
+from .running import RunningStats as RunningStats

@@ -15,8 +15,9 @@ import numpy as np
 
 from .. import __version__, files
 from ..parallel import Alone, Communicator, Shares
-from ..training.fitting import Fitted, NonFiniteError, Settings, fit
+from ..training.fitting import Fitted, NonFiniteError, fit
 from ..training.running_statistics import recalibrate, statistics_gap
+from ..training.settings import Settings
 from . import interrupts, run_directory
 from .config import Config, to_toml
 from .curves import curves

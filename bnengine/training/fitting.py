@@ -13,7 +13,7 @@ import numpy as np
 
 from .. import data, trees
 from .._typing import AllReduce, Array, Tree
-from ..arguments import function, instance, integer, one_of
+from ..arguments import function, instance
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
 from ..functional import Loss
@@ -24,6 +24,7 @@ from . import finite
 from .evaluation import measured
 from .rows import Rows, checked_rows, on_device
 from .running_statistics import recalibrate, running_averages, with_averages
+from .settings import Settings
 from .step import train_step
 
 EVALUATED = 10_000
@@ -63,47 +64,6 @@ class Fitted:
         last = self.history[-1] if self.history else {}
         words += [f"{name} {value:.4g}" for name, value in last.items() if name.endswith("_loss")]
         return f"Fitted({', '.join(words)})"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How `fit` trains: its short keywords as one value.
-
-    Examples
-    --------
-    >>> import bnengine as bn
-    >>> bn.Settings(epochs=3, batch_size=32).epochs
-    3
-    """
-
-    epochs: int = 10
-    batch_size: int = 128
-    """Rows left over make a smaller batch; one row left over joins the batch before it, since normalisation needs two."""
-    seed: int = 0
-    """Of the initial parameters, the shuffles and what dropout draws."""
-    early_stopping: int | None = None
-    """Stop after so many epochs without a lower validation loss, and return the best epoch's network."""
-    precise_bn: bool = False
-    """Recompute the running statistics over the training data at the end (`recalibrate`)."""
-    on_nonfinite: str = "stop"
-    """"skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts them in the
-    history (`skipped`); the step still counts for the schedule. It costs a copy of the parameters and the optimiser's
-    state each step."""
-    sync_ranks: int | None = None
-    """Ranks that share batch statistics: all by default, 1 for statistics of each rank's own. Less than all changes
-    the result, and batches in which a group has fewer than two rows are left out."""
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("epochs", self.epochs, 1),
-            ("batch_size", self.batch_size, 2),
-            ("seed", self.seed, 0),
-        ):
-            integer(name, value, least)
-        if self.early_stopping is not None:
-            integer("early_stopping", self.early_stopping, 1)
-        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
-        instance("precise_bn", self.precise_bn, bool, "True or False")
 
 
 def fit(

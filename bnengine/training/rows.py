@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._typing import Array
-from ..arguments import instance, one_of, shown
+from ..arguments import instance, one_of, refuse_nonfinite, shown
 from ..backends import Backend
 from ..functional import LOSSES, Loss
 from ..networks import Sequential
@@ -57,9 +57,7 @@ def checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any
         x = x.astype(np.float32)
     if x.dtype.kind != "f":
         raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}")
-    if not np.isfinite(x).all():
-        row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"{name}: expected finite numbers, got {x[row, column]} in row {row}, column {column}")
+    refuse_nonfinite(name, x)
     return x
 
 

@@ -1,0 +1,74 @@
+"""Running statistics: averages of batch statistics over training, for inference."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from array_api_compat import array_namespace, device
+
+from .._typing import Array
+from ..arguments import instance, integer, number
+from ..kernels import reference, select
+from . import checks
+from .normalization import Residuals
+
+
+class RunningStats(NamedTuple):
+    """Averages of batch statistics over training, for inference with `normalize`.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> x = np.asarray([[1.0], [3.0]])
+    >>> running = bn.RunningStats.init(1, like=x)
+    >>> y, residuals = bn.batch_norm(x)
+    >>> running.update(residuals, momentum=0.5)  # variance: halfway from 1 to the unbiased 2
+    RunningStats(mean=array([1.]), var=array([1.5]), batches=1)
+    """
+
+    mean: Array
+    """Shape (C,), in the statistics dtype."""
+    var: Array
+    """Average of the unbiased variances, shape (C,)."""
+    batches: int
+    """Updates so far."""
+
+    @classmethod
+    def init(cls, features: int, /, *, like: Array) -> RunningStats:
+        """Mean 0 and variance 1 for each of `features` channels, in the library and on the device of `like`."""
+        checks.floating("like", like)
+        integer("features", features, 0, below=2**31)
+        xp, place = array_namespace(like), device(like)
+        dtype = reference.statistics_dtype(like)
+        return cls(xp.zeros((features,), dtype=dtype, device=place), xp.ones((features,), dtype=dtype, device=place), 0)
+
+    def update(self, residuals: Residuals, /, *, momentum: float | None = 0.1) -> RunningStats:
+        """Average in the statistics of a batch.
+
+        Parameters
+        ----------
+        residuals : Residuals
+            From `batch_norm`.
+        momentum : float or None
+            The weight of the *new* batch, in [0, 1], as in PyTorch; Keras' and Flax's momentum is one minus
+            it. None: the plain average over all batches so far.
+
+        Returns
+        -------
+        RunningStats
+            new = (1 - momentum) * old + momentum * batch, the batch's variance unbiased: n / (n - 1) times
+            the biased one that normalises.
+        """
+        if momentum is not None:
+            number("momentum", momentum, 0, 1, words="None or a number in [0, 1]")
+        instance("residuals", residuals, Residuals, "those of batch_norm")
+        checks.like("residuals", residuals.mean, self.mean, of="the running statistics")
+        if residuals.mean.shape != self.mean.shape:
+            raise ValueError(
+                f"residuals: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(residuals.mean)}"
+            )
+        weight = 1 / (self.batches + 1) if momentum is None else momentum
+        unbiased = residuals.count / (residuals.count - 1)
+        kernels = select(self.mean)
+        mean, var = kernels.blend(self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
+        return RunningStats(mean, var, self.batches + 1)
