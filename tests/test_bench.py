@@ -404,3 +404,13 @@ def test_warmup_without_numba_names_the_extra(monkeypatch, capsys):
     monkeypatch.setattr(kernels, "_load", lambda name: ImportError("No module named 'numba'"))
     assert main(["warmup"]) == 2
     assert "Install the extra cpu" in capsys.readouterr().err
+
+
+def test_the_largest_error_is_of_any_result_and_refuses_another_shape():
+    right = np.array([1.0, -4.0]), np.array([[10.0]])
+    assert normalization.largest_error(right, (np.array([1.0, -4.0]), np.array([[9.0]]))) == pytest.approx(0.1)
+    assert normalization.largest_error(right, (np.array([3.0, -4.0]),)) == pytest.approx(0.5)
+    assert normalization.largest_error(right, (np.array([3.0, -4.0]),), but=np.array([True, False])) == 0
+    assert np.isnan(normalization.largest_error(right, (np.array([np.nan, -4.0]), np.array([[10.0]]))))
+    with pytest.raises(ValueError, match=r"expected a result of shape \(2,\), got \(1, 2\)"):
+        normalization.largest_error(right, (np.array([[1.0, -4.0]]),))
