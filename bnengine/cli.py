@@ -282,7 +282,7 @@ def _run_bar(results: Iterable[Any], total: int) -> Iterable[Any]:
 
     # Where nobody watches, a line a minute.
     pace = {"dynamic_ncols": True} if sys.stderr.isatty() else {"mininterval": 60, "ncols": 80}
-    bar: Iterable[Any] = tqdm(results, total=total, unit="run", **pace)
+    bar: Iterable[Any] = tqdm(results, total=total, unit="trial", **pace)
     return bar
 
 

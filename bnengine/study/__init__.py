@@ -54,9 +54,12 @@ class Options(_Options):
         None, "only these, such as learning_rate,depth; all where not given", metavar="NAME,..."
     )
     data: str = option("digits", "as for train; labels are classes", metavar="DATA")
-    quick: bool = option(False, "2 seeds, 300 steps and half of the values")
-    seeds: int | None = option(None, "runs of each setting (default and least: 3)")
-    steps: int | None = option(None, "steps of a run (default and least: 2000)")
+    quick: bool = option(False, "2 seeds, 300 steps and half of the values: shows large differences only")
+    seeds: int | None = option(
+        None,
+        "trials of each setting (default and least: 3; with --quick 2); from 5 on every comparison gets a verdict",
+    )
+    steps: int | None = option(None, "steps of a trial (default and least: 2000; with --quick 1)")
     target: float = option(
         0.8,
         "test accuracy to count steps to",
