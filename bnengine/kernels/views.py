@@ -54,10 +54,10 @@ class View:
 
     def affine(self, affine: Affine) -> Affine:
         """Both parameters as arrays of the statistics dtype."""
-        (gamma, beta, eps, relu), channels, dtype = affine, self.seen[1], self.statistics
-        g = np.ones(channels, dtype) if gamma is None else plain(gamma, dtype)
-        b = np.zeros(channels, dtype) if beta is None else plain(beta, dtype)
-        return Affine(g, b, eps, relu)
+        gamma, beta, eps, relu = affine
+        g = np.ones(self.seen[1], self.statistics) if gamma is None else plain(gamma, self.statistics)
+        b = np.zeros(self.seen[1], self.statistics) if beta is None else plain(beta, self.statistics)
+        return affine if g is gamma and b is beta else Affine(g, b, eps, relu)
 
 
 def order(x: Array) -> tuple[int, ...] | None:
