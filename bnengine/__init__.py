@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-from . import data, optimizers
+from . import data, layers, optimizers
 from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
@@ -23,7 +23,7 @@ from .functional import (
     softmax_cross_entropy,
 )
 from .functional.activations import *  # so that a new one is named in its file alone
-from .layers import Activation, BatchNorm, Dropout, Layer, Linear, Shapes, Standardize
+from .layers import *
 from .networks import Residual, Sequential, mlp
 from .optimizers import Optimizer
 from .training.evaluation import evaluate, predict
@@ -33,17 +33,12 @@ from .training.settings import Settings
 from .training.step import train_step
 
 __all__ = [
-    "Activation",
     "Backend",
-    "BatchNorm",
     "CheckpointError",
     "Context",
     "Draws",
-    "Dropout",
     "Fitted",
     "Gradients",
-    "Layer",
-    "Linear",
     "LinearGradients",
     "Loaded",
     "NonFiniteError",
@@ -53,8 +48,6 @@ __all__ = [
     "RunningStats",
     "Sequential",
     "Settings",
-    "Shapes",
-    "Standardize",
     "backend",
     "batch_norm",
     "batch_norm_backward",
@@ -79,4 +72,5 @@ __all__ = [
     "train_step",
 ]
 __all__ += activations.__all__
+__all__ += layers.__all__
 del activations

@@ -11,7 +11,7 @@ from typing import Any, Self, cast, overload
 
 import numpy as np
 
-from . import trees
+from . import layers, trees
 from ._typing import AllReduce, Array, Tree
 from .arguments import instance, integer, number, one_of, shown
 from .backends import Backend, as_backend
@@ -313,7 +313,9 @@ class Residual(Sequential):
 
 
 LAYERS: dict[str, type[Layer]] = {
-    kind.__name__: kind for kind in (Linear, BatchNorm, Activation, Dropout, Standardize, Residual, Sequential)
+    kind.__name__: kind
+    for kind in (*vars(layers).values(), Sequential, Residual)
+    if isinstance(kind, type) and issubclass(kind, Layer) and kind is not Layer and not kind.__name__.startswith("_")
 }
 """The layers that a file may name without being told of them."""
 
