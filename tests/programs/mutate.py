@@ -54,7 +54,11 @@ GROUPS = {
         1,
     ),
     "plain": (["kernels/plain.py"], ["test_kernels.py", "-k", f"plain and {QUICK}"], 1),
-    "layers": (["layers.py"], ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"], 1),
+    "layers": (
+        ["layers.py", "networks.py", "context.py"],
+        ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"],
+        1,
+    ),
     "optimizers": (
         ["optimizers/*.py"],
         ["test_optimizers.py", "test_oracles.py", "-k", QUICK + " and not promises"],
@@ -65,7 +69,7 @@ GROUPS = {
         ["test_training.py", "test_finite.py", "test_parallel.py", "-k", QUICK],
         1,
     ),
-    "checkpoints": (["checkpoints.py"], ["test_checkpoints.py", "-k", QUICK], 1),
+    "checkpoints": (["checkpoints.py"], ["test_checkpoints.py", "test_layers.py", "-k", QUICK], 1),
     "data": (["data/*.py"], ["test_data.py", "test_readers.py"], 1),
 }
 """Modules, the tests beside them, and their share of the faults."""
