@@ -419,6 +419,18 @@ def test_dask_stays_lazy(rng):
     close(y.compute(), oracles.batch_norm(x.compute(), np.ones(3), np.zeros(3), x.compute()).y, 1e-12)
 
 
+def test_parts_of_residuals_can_be_replaced_by_name(rng):
+    """Running statistics of the biased variance, as in Keras and Flax: the unbiased factor is taken out before."""
+    x = rng.standard_normal((20, 3))
+    _, residuals = bn.batch_norm(x)
+    biased = residuals._replace(var=residuals.var * (residuals.count - 1) / residuals.count, axis=-1)
+    assert type(biased) is bn.Residuals
+    assert biased.axis == -1
+    assert biased.mean is residuals.mean
+    running = bn.RunningStats.init(3, like=x).update(biased, momentum=1.0)
+    np.testing.assert_allclose(running.var, x.var(0), rtol=1e-12)
+
+
 # ---- the other functions
 
 

@@ -17,25 +17,30 @@ FAR = 1000.0
 """Standard deviations from zero up to which a mean over ranks needs one sum only."""
 
 
-class Residuals(NamedTuple):
-    """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
-
-    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
-    static: a `Residuals` does not cross the boundary of a `jax.jit`.
-    """
-
+class _Residuals(NamedTuple):
     x: Array
     gamma: Array | None
     beta: Array | None
     moments: Moments
-    """Mean, its remainder and biased variance of each channel, over all ranks."""
     count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses here
-    """Values for each channel, over all ranks."""
     axis: int
     eps: float
     relu: bool
     impl: str | None
     all_reduce: AllReduce | None
+
+
+class Residuals(_Residuals):
+    """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
+
+    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
+    static: a `Residuals` does not cross the boundary of a `jax.jit`.
+
+    Fields: x, gamma and beta as they were given, `moments` and `count` (values for each channel) over all ranks,
+    and the settings axis, eps, relu, impl and all_reduce.
+    """
+
+    __slots__ = ()
 
     @property
     def mean(self) -> Array:
@@ -51,6 +56,13 @@ class Residuals(NamedTuple):
     def var(self) -> Array:
         """Biased variance of each channel, shape (C,)."""
         return self.moments.var
+
+    def _replace(self, **changes: Any) -> Residuals:
+        """As of every named tuple, and also for mean, remainder and var, such as a variance to be averaged biased."""
+        parts = {name: changes.pop(name) for name in Moments._fields if name in changes}
+        if parts:
+            changes["moments"] = changes.get("moments", self.moments)._replace(**parts)
+        return type(self)._make(changes.pop(name, value) for name, value in zip(self._fields, self, strict=True))
 
     def __repr__(self) -> str:
         fields = ", ".join(f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
