@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import datetime as dt
+import functools
 import json
 import math
 import os
@@ -165,23 +166,13 @@ def timed_steps(communicator: parallel.Communicator, mode: str, batch: int) -> d
     y = rng.integers(0, SIZES[-1], len(x))
     params, state = net.init(0, backend=backend)
     opt_state, all_reduce = optimizer.init(params), ranks.sum if ranks.size > 1 else None
+    step = functools.partial(bn.train_step, net, optimizer, all_reduce=all_reduce, sync_statistics=all_reduce)
     seconds = []
     for epoch in range(20):
         for chosen in bn.data.batches(shares.total, batch, np.random.default_rng(epoch)):
             own = shares.own(chosen)
             before, began = (ranks.reductions, ranks.bytes), time.perf_counter()
-            params, state, opt_state, _ = bn.train_step(
-                net,
-                optimizer,
-                params,
-                state,
-                opt_state,
-                x[own],
-                y[own],
-                "cross_entropy",
-                all_reduce,
-                sync_statistics=all_reduce,
-            )
+            params, state, opt_state, _ = step(params, state, opt_state, x[own], y[own])
             seconds.append(time.perf_counter() - began)
         if len(seconds) > STEPS + 5:
             break

@@ -23,7 +23,7 @@ import numpy as np
 from bnengine import backends, data, files, optimizers, provenance
 from bnengine.backends import as_numpy
 from bnengine.bench import networks, peers
-from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failed, rounded, spread
+from bnengine.bench.timing import COMPILED, JAX, NOT_HERE, OURS, PYTORCH, failure, shorten, spread
 from bnengine.training.step import train_step
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX else takes most of a GPU's memory
@@ -120,12 +120,12 @@ def train(case: networks.Case, trainer: Trainer, rows: data.Dataset, target: flo
             batches = batches[UNTIMED:]
         seconds += _seconds(trainer, batches)
         accuracy = float(np.mean(as_numpy(trainer.logits(held)).argmax(axis=1) == rows.y_test))
-        history.append([rounded(seconds), accuracy])
+        history.append([shorten(seconds), accuracy])
         if accuracy >= target:
             break
     reached = history[-1][1] >= target
-    found = {"seconds": rounded(seconds) if reached else None, "epochs": epoch if reached else None}
-    return {**found, "first_steps": rounded(first), "history": history}
+    found = {"seconds": shorten(seconds) if reached else None, "epochs": epoch if reached else None}
+    return {**found, "first_steps": shorten(first), "history": history}
 
 
 def _seconds(trainer: Trainer, batches: list[Any]) -> float:
@@ -153,7 +153,7 @@ def measured(options: argparse.Namespace, rows: data.Dataset) -> Iterator[dict[s
         except ImportError as reason:
             yield {"contender": family, "seed": seed, "reason": str(reason), "kind": NOT_HERE}
         except Exception as reason:  # noqa: BLE001  one library's fault must not cost the others' figures
-            yield {"seed": seed, **failed(family, reason)}
+            yield {"seed": seed, **failure(family, reason)}
         else:
             yield {"family": family, "seed": seed, **outcome}
 

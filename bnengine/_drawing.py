@@ -52,29 +52,16 @@ def set_title(figure: Any, text: str) -> None:
 
 def drawable(text: str) -> tuple[str, str]:
     """The text, and an installed font for what matplotlib's own lacks; without such a font "…" is in its place."""
-    missing = {letter for letter in text if not _has(_own_font(), letter)}
-    if not missing:
-        return text, FONT
-    font = _font_with(missing)
-    return (text, font) if font else (re.sub(f"[{re.escape(''.join(missing))}]+", "…", text), FONT)
+    from matplotlib.font_manager import findfont, fontManager
 
-
-def _own_font() -> str:
-    from matplotlib import font_manager
-
-    return str(font_manager.findfont(FONT))
-
-
-def _font_with(letters: set[str]) -> str | None:
-    """The name of an installed font that has all the letters."""
-    from matplotlib import font_manager
-
-    for font in font_manager.fontManager.ttflist:
+    own = str(findfont(FONT))
+    missing = {letter for letter in text if not _has(own, letter)}
+    for font in fontManager.ttflist if missing else ():
         if "Last Resort" not in font.name and all(
-            _has(font.fname, letter) for letter in letters
+            _has(font.fname, letter) for letter in missing
         ):  # that has boxes only
-            return str(font.name)
-    return None
+            return text, str(font.name)
+    return (re.sub(f"[{re.escape(''.join(missing))}]+", "…", text) if missing else text), FONT
 
 
 def _has(path: str, letter: str) -> bool:

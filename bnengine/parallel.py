@@ -10,7 +10,6 @@ import itertools
 import os
 import pickle
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -32,7 +31,7 @@ class RankError(RuntimeError):
     """Ranks that cannot work together: one is missing, or they were started differently."""
 
 
-class Communicator(ABC):
+class Communicator:
     """The ranks of a run, as one of them sees them.
 
     Every rank has to make the same calls in the same order. A transport offers `_sum`, `_gather` and `_split`.
@@ -131,30 +130,21 @@ class Communicator(ABC):
         """End the processes of all ranks, which may be waiting for this one."""
         raise SystemExit(status)
 
-    @abstractmethod
-    def _sum(self, a: Array) -> Array: ...
+    def _sum(self, a: Array) -> Array:
+        raise NotImplementedError
 
-    @abstractmethod
-    def _gather(self, raw: bytes) -> list[bytes]: ...
+    def _gather(self, raw: bytes) -> list[bytes]:
+        raise NotImplementedError
 
-    @abstractmethod
-    def _split(self, size: int) -> Communicator: ...
+    def _split(self, size: int) -> Communicator:
+        raise NotImplementedError
 
 
 class Alone(Communicator):
-    """One process."""
+    """One process, which needs no transport."""
 
     def __init__(self) -> None:
         super().__init__(0, 1)
-
-    def _sum(self, a: Array) -> Array:
-        return a
-
-    def _gather(self, raw: bytes) -> list[bytes]:
-        return [raw]
-
-    def _split(self, size: int) -> Communicator:  # noqa: ARG002
-        return self
 
 
 class Mpi(Communicator):
@@ -226,12 +216,8 @@ class Nccl(Communicator):
         self._control, self._timeout = control, timeout
         name = control.once(nccl.get_unique_id)
         self._nccl = nccl.NcclCommunicator(control.size, name, control.rank)
-        self._kinds = {
-            "f4": nccl.NCCL_FLOAT32,
-            "f8": nccl.NCCL_FLOAT64,
-            "i4": nccl.NCCL_INT32,
-            "i8": nccl.NCCL_INT64,
-        }
+        names = {"f4": "FLOAT32", "f8": "FLOAT64", "i4": "INT32", "i8": "INT64"}
+        self._kinds = {code: getattr(nccl, f"NCCL_{name}") for code, name in names.items()}
         self._plus = nccl.NCCL_SUM
 
     def together(self) -> bool:

@@ -101,12 +101,12 @@ def test_the_table_is_printed_and_the_plot_drawn(capsys):
 
 
 def test_drawn_shapes_repeat_with_the_seed():
-    shapes = normalization.drawn(40, seed=5)
-    assert shapes == normalization.drawn(40, seed=5) != normalization.drawn(40, seed=6)
+    shapes = normalization.draw_shapes(40, seed=5)
+    assert shapes == normalization.draw_shapes(40, seed=5) != normalization.draw_shapes(40, seed=6)
     assert {shape.name.split()[1] for shape in shapes} == {"rows", "nchw", "nhwc"}
     assert max(np.prod(shape.sizes) for shape in shapes) <= normalization.LARGEST_DRAWN
-    assert bench.Options(draw=2, seed=7).groups()["drawn"] == normalization.drawn(2, 7)
-    assert "--draw 2 --seed 7" in bench.Options(draw=2, seed=7).command("bench")
+    assert bench.Options(draw=2, seed=7).groups()["drawn"] == normalization.draw_shapes(2, 7)
+    assert "--draw 2 --seed 7" in bench.Options(draw=2, seed=7).command()
 
 
 # ---- contenders

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 import pickle
-import threading
 
 import numpy as np
 import oracles
 import pytest
+import ranks
 from libraries import NAMES, WITHOUT_FLOAT64, need
 from libraries import library as make_library
 
@@ -323,38 +323,18 @@ def test_average_over_all_batches(rng):
 def test_statistics_over_ranks_are_those_of_the_whole_batch(rng, shares, offset):
     x, gamma, beta, dy = arguments(rng, (10, 4), 1, offset)
     truth = oracles.batch_norm(x, gamma, beta, dy)
-    cuts = np.cumsum(shares)[:-1]
-    ranks = _in_threads(list(zip(np.split(x, cuts), np.split(dy, cuts), strict=True)), gamma, beta)
-    y, dx = (np.concatenate(parts) for parts in zip(*(rank[:2] for rank in ranks), strict=True))
-    close(y, truth.y, 1e-6)
-    close(dx, truth.dx, 1e-6, truth.scale)
-    close(sum(rank[2] for rank in ranks), truth.dgamma, 1e-5)
-    assert {rank[3] for rank in ranks} == {10}
+    own = list(zip(*(np.split(a, np.cumsum(shares)[:-1]) for a in (x, dy)), strict=True))
 
+    def both_passes(communicator):
+        x, dy = own[communicator.rank]
+        y, residuals = bn.batch_norm(x, gamma, beta, all_reduce=communicator.sum)
+        return y, *bn.batch_norm_backward(dy, residuals)[:2], residuals.count
 
-def _in_threads(shares, gamma, beta):
-    """(y, dx, dgamma, count) of each rank, ranks being threads that sum over a common slate."""
-    barrier, slate, results = threading.Barrier(len(shares)), [None] * len(shares), [None] * len(shares)
-
-    def run(rank):
-        def all_reduce(a):
-            slate[rank] = a
-            barrier.wait(10)
-            total = sum(slate[1:], slate[0])
-            barrier.wait(10)
-            return total
-
-        x, dy = shares[rank]
-        y, residuals = bn.batch_norm(x, gamma, beta, all_reduce=all_reduce)
-        dx, dgamma, _ = bn.batch_norm_backward(dy, residuals)
-        results[rank] = y, dx, dgamma, residuals.count
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(shares))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
+    y, dx, dgamma, count = zip(*ranks.together(len(shares), both_passes), strict=True)
+    close(np.concatenate(y), truth.y, 1e-6)
+    close(np.concatenate(dx), truth.dx, 1e-6, truth.scale)
+    close(sum(dgamma), truth.dgamma, 1e-5)
+    assert set(count) == {10}
 
 
 def test_too_few_values_counts_all_ranks(rng):
@@ -708,10 +688,3 @@ def test_mixed_devices_are_refused():
     gamma = strict.ones((3,), dtype=strict.float32, device=strict.Device("device1"))
     with pytest.raises(ValueError, match=r"gamma: expected device .*CPU_DEVICE.* like x, got .*device1.*; move one"):
         bn.batch_norm(x, gamma)
-
-
-def test_unknown_dask_shapes_are_refused(rng):
-    dask = need("dask.array")
-    x = dask.from_array(rng.standard_normal((40, 3)))
-    with pytest.raises(ValueError, match="x: expected a known shape"):
-        bn.batch_norm(x[x[:, 0] > 0])

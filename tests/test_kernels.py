@@ -10,13 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
+import oracles
 import pytest
 from host_cuda.conftest import device, stand_in  # noqa: F401
 from host_cuda.conftest import kernels as cuda_kernels  # noqa: F401
@@ -255,40 +256,7 @@ for shape in ((60, 100), (3, 4, 5, 5), (9000, 100), (60, 2, 9000)):
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# ---- an oracle in float64
-
-
-def exact(x, dy, gamma, beta, axis, relu):
-    """y, dx, moments, sums, and the scale of dx's error; longdouble, because x may be 1e6 standard deviations off."""
-    other = tuple(i for i in range(x.ndim) if i != axis)
-    along = [1] * x.ndim
-    along[axis] = -1
-    wide = np.longdouble
-    x, dy, n = x.astype(wide), dy.astype(wide), x.size // x.shape[axis]
-    mean = x.mean(axis=other, keepdims=True)
-    var = ((x - mean) ** 2).mean(axis=other, keepdims=True)
-    gamma = wide(1) if gamma is None else gamma.astype(wide).reshape(along)
-    beta = wide(0) if beta is None else beta.astype(wide).reshape(along)
-    inv_std = 1 / np.sqrt(var + EPS)
-    xhat = (x - mean) * inv_std
-    before = gamma * xhat + beta
-    off = (before <= 0) & relu
-    d = np.where(off, 0, dy)
-    sum_dy, sum_dy_xhat = d.sum(axis=other, keepdims=True), (d * xhat).sum(axis=other, keepdims=True)
-    dx = gamma * inv_std * (d - sum_dy / n - xhat * sum_dy_xhat / n)
-    return {
-        "y": np.where(off, 0, before),
-        "dx": dx,
-        "mean": mean.reshape(-1),
-        "var": var.reshape(-1),
-        "sum_dy": sum_dy.reshape(-1),
-        "sum_dy_xhat": sum_dy_xhat.reshape(-1),
-        "largest": np.abs(gamma * inv_std * dy).max(),
-        "near": relu & (np.abs(before) <= 4e-6 * max(1, np.abs(before).max())),
-        "flips": relu and bool((np.abs(before) <= 4e-6 * max(1, np.abs(before).max())).any()),
-        "terms": np.abs(d).sum(axis=other),
-        "terms_xhat": np.abs(d * xhat).sum(axis=other),
-    }
+# ---- against the oracle
 
 
 def parameters(c, dtype=np.float32, seed=1):
@@ -308,15 +276,18 @@ def check(fast, x, axis, relu=True, affine=True, tolerance=1e-6, seed=0):
     for v in (*m, *sums):
         assert v.dtype == statistics
         assert v.shape == (x.shape[axis],)
-    e = exact(x, dy, gamma, beta, axis, relu)
-    assert np.abs(y - e["y"]).max() <= tolerance * np.abs(e["y"]).max()
+    ones, zeros = np.ones(x.shape[axis]), np.zeros(x.shape[axis])
+    given = (ones, zeros) if gamma is None else (gamma, beta)
+    truth = oracles.batch_norm(x, *given, dy, axis=axis, relu=relu, wide=np.longdouble)  # x may be 1e6 deviations off
+    assert np.abs(y - truth.y).max() <= tolerance * np.abs(truth.y).max()
     mean = m.mean.astype(np.longdouble) + m.remainder
-    assert np.abs(mean - e["mean"]).max() <= tolerance * np.sqrt(e["var"].max() + EPS)
-    np.testing.assert_allclose(m.var.astype(np.longdouble), e["var"], rtol=2 * tolerance, atol=tolerance * EPS)
-    if not e["flips"]:
-        assert np.abs(dx - e["dx"]).max() <= tolerance * e["largest"]
-        assert (np.abs(sums[0] - e["sum_dy"]) <= 1e-30 + 2 * tolerance * e["terms"]).all()
-        assert (np.abs(sums[1] - e["sum_dy_xhat"]) <= 1e-30 + 2 * tolerance * (e["terms_xhat"] + e["terms"])).all()
+    assert np.abs(mean - truth.mean).max() <= tolerance * np.sqrt(truth.var.max() + EPS)
+    np.testing.assert_allclose(m.var.astype(np.longdouble), truth.var, rtol=2 * tolerance, atol=tolerance * EPS)
+    if not (relu and (np.abs(truth.z) <= 4e-6 * max(1, np.abs(truth.z).max())).any()):  # which side, rounding decides
+        assert np.abs(dx - truth.dx).max() <= tolerance * truth.scale
+        terms, terms_xhat = truth.terms
+        assert (np.abs(sums[0] - truth.dbeta) <= 1e-30 + 2 * tolerance * terms).all()
+        assert (np.abs(sums[1] - truth.dgamma) <= 1e-30 + 2 * tolerance * (terms_xhat + terms)).all()
     return y, dx
 
 
@@ -613,19 +584,14 @@ def test_many_threads_at_once(fast):
     rng = np.random.default_rng(0)
     arrays = [rng.standard_normal((700 + 100 * i, 1000)).astype(np.float32) for i in range(6)]
     want = [fast.forward(x, Affine(None, None, EPS, True), 1)[0].copy() for x in arrays]
-    wrong = []
 
-    def work(i):
-        for _ in range(10):
-            if not np.array_equal(fast.forward(arrays[i], Affine(None, None, EPS, True), 1)[0], want[i]):
-                wrong.append(i)
+    def right(i):
+        return all(
+            np.array_equal(fast.forward(arrays[i], Affine(None, None, EPS, True), 1)[0], want[i]) for _ in range(10)
+        )
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(arrays))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(len(arrays)) as threads:
+        assert all(threads.map(right, range(len(arrays))))
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import processes
@@ -31,19 +32,14 @@ def test_inference_from_many_threads_gives_the_bits_of_one(name):
     def outputs():
         return bn.predict(net, fitted.params, fitted.state, x, backend=name).tobytes()
 
-    alone, found, start = outputs(), [], threading.Barrier(6)
+    alone, start = outputs(), threading.Barrier(6)
 
-    def work():
+    def work(_):
         start.wait()
-        found.extend(outputs() for _ in range(2))
+        return [outputs() for _ in range(2)]
 
-    threads = [threading.Thread(target=work) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 12
-    assert set(found) == {alone}
+    with ThreadPoolExecutor(6) as threads:
+        assert list(threads.map(work, range(6))) == [[alone] * 2] * 6
 
 
 def test_processes_share_an_empty_cache_of_kernels(tmp_path):

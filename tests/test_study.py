@@ -269,28 +269,25 @@ def test_resume_with_other_experiments_adds_them(directory, capsys, tmp_path):
     assert all(EXPERIMENTS[name].title.partition("'")[0] in page for name in names)
 
 
-def test_a_process_that_is_killed_is_told_of(capsys, monkeypatch):
-    def killed(*arguments):
-        raise BrokenProcessPool("raw words")
+@pytest.mark.parametrize(
+    ("error", "status", "words"),
+    [
+        (
+            BrokenProcessPool("raw words"),
+            1,
+            "a process was killed, perhaps for want of memory; --resume goes on, fewer --jobs take less",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; 0 trials are kept, --resume --out x goes on"),
+    ],
+)
+def test_what_ends_a_study_early_says_how_to_go_on(capsys, monkeypatch, error, status, words):
+    def ended(*arguments):
+        raise error
         yield
 
-    monkeypatch.setattr(processes, "_results", killed)
-    status, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
-    assert status == 1
-    last = err.splitlines()[-1]
-    assert (
-        last == "bnengine: a process was killed, perhaps for want of memory; --resume goes on, fewer --jobs take less"
-    )
-
-
-def test_ctrl_c_says_how_to_go_on(capsys, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-        yield
-
-    monkeypatch.setattr(processes, "_results", interrupted)
-    status, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
-    assert (status, err.splitlines()[-1]) == (130, "bnengine: interrupted; 0 trials are kept, --resume --out x goes on")
+    monkeypatch.setattr(processes, "_results", ended)
+    got, _, err = run(capsys, *TINY, "--experiment", "bias", "--out", "x")
+    assert (got, err.splitlines()[-1]) == (status, f"bnengine: {words}")
 
 
 def test_a_killed_study_goes_on_where_it_was(capsys, problem):

@@ -17,9 +17,9 @@ from ..options import at_least, option
 from ..provenance import to_json as to_json
 from . import networks, normalization, pictures, scaling, settings, steps, tables
 from .limit import MINIMUM, PASSES
-from .normalization import FIXED, Shape, drawn
+from .normalization import FIXED, Shape, draw_shapes
 from .records import Mean, Record, Row, Speed
-from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric_mean, measure, rounded, time_is_over
+from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric_mean, measure, shorten, time_is_over
 
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
@@ -65,7 +65,11 @@ class Options(_Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _refuse_backend(self.backend)
+        reason = backends.unusable(self.backend)
+        if reason is not None:
+            raise ConfigError(f"backend: {self.backend} cannot be used here: {reason}")
+        if self.backend not in DTYPES:
+            raise ConfigError(f"backend: bench measures {' and '.join(DTYPES)}; it does not measure {self.backend}")
         if self.dtype not in DTYPES[self.backend]:
             raise ConfigError(f"dtype: expected {' or '.join(DTYPES[self.backend])}, got {self.dtype!r}")
         if self.scaling and self.backend != "numpy":
@@ -112,7 +116,7 @@ class Options(_Options):
         if self.shapes is not None:
             found["shapes"] = list(dict.fromkeys(_shape(text, self.layout) for text in self.shapes.split(",")))
         if self.draw is not None:
-            found["drawn"] = drawn(self.draw, self.seed)
+            found["drawn"] = draw_shapes(self.draw, self.seed)
         if found:
             return found
         if self.backend == "cupy":
@@ -198,13 +202,10 @@ def _steps(options: Options, record: Record, tell: Callable[[str], None]) -> Non
 
 def _scaling(options: Options, record: Record, tell: Callable[[str], None]) -> None:
     tell(tables.scaling_head(options.samples))
-    for point in scaling.points(options.dtype, options.seed, PAUSE):
-        name = f"{point.varies} {point.value}, {point.rest}"
-        about: Row = {"group": "scaling", "case": name, "varies": point.varies}
-        about |= {"value": point.value, "rest": point.rest}
-        chosen = {family: build for family, build in point.builders.items() if family in scaling.FAMILIES}
-        rows = _measure(options, record, point.case, about, chosen, point.pause)
-        tell(tables.scaling_line(rows, name))
+    for about, case, builders, pause in scaling.points(options.dtype, options.seed, PAUSE):
+        chosen = {family: build for family, build in builders.items() if family in scaling.FAMILIES}
+        rows = _measure(options, record, case, about, chosen, pause)
+        tell(tables.scaling_line(rows, about["case"]))
 
 
 def _measure(
@@ -228,7 +229,7 @@ def _of_limit(row: Row) -> Row:
     over = row["speed_over"].get(COPY)
     if over is None or row["family"] == COPY:
         return {}
-    median, low, high = (rounded(part * MINIMUM / PASSES) for part in (over["median"], over["p20"], over["p80"]))
+    median, low, high = (shorten(part * MINIMUM / PASSES) for part in (over["median"], over["p20"], over["p80"]))
     return {"of_limit": {"median": median, "p20": low, "p80": high}}
 
 
@@ -242,20 +243,14 @@ def summary(rows: list[Row]) -> list[Mean]:
     found = []
     for (group, family, other), cases in speeds.items():
         if group != "scaling":
-            found.append(_mean(group, family, other, [speed["median"] for speed in cases.values()]))
+            values = [speed["median"] for speed in cases.values()]
+            numbers = {
+                "geometric_mean": shorten(geometric_mean(values)),
+                "lowest": min(values),
+                "cases": len(values),
+            }
+            found.append({"group": group, "family": family, "over": other, **numbers})
     return found
-
-
-def _mean(group: str, family: str, other: str, values: list[float]) -> Mean:
-    mean = rounded(geometric_mean(values))
-    return {
-        "group": group,
-        "family": family,
-        "over": other,
-        "geometric_mean": mean,
-        "lowest": min(values),
-        "cases": len(values),
-    }
 
 
 def wrong(record: Record) -> list[str]:
@@ -295,11 +290,3 @@ def _shape(text: str, layout: str | None) -> Shape:
     if math.prod(sizes) // sizes[shape.axis] < 2:
         raise ConfigError(f"shapes: expected two values or more for each channel, got {text!r}")
     return shape
-
-
-def _refuse_backend(backend: str) -> None:
-    reason = backends.unusable(backend)
-    if reason is not None:
-        raise ConfigError(f"backend: {backend} cannot be used here: {reason}")
-    if backend not in DTYPES:
-        raise ConfigError(f"backend: bench measures {' and '.join(DTYPES)}; it does not measure {backend}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,15 +17,9 @@ MINIMUM = 5
 """Forward: read x, write y. Backward: read x, read dy, write dx."""
 
 
-class _Array(Protocol):
-    """A case that has an array."""
-
-    x: Array
-
-
-def copies(case: _Array) -> Iterator[Contender]:
+def copies(x: Array) -> Iterator[Contender]:
     """Copies of x: into new memory and into kept, on one thread and on all, and past the caches where that compiles."""
-    flat = case.x.reshape(-1)
+    flat = x.reshape(-1)
     kept = memory.empty(flat.shape, flat.dtype)  # aligned, as streaming stores need
 
     def into_kept(variant: str, copy: Callable[[], None]) -> Contender:

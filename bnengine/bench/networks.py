@@ -13,7 +13,7 @@ import numpy as np
 from .._typing import Array
 from ..backends import as_numpy, backend
 from ..networks import mlp
-from .timing import Contender
+from .timing import Contender, nothing
 
 CHECKED = 6
 """Steps on the first batch whose losses are compared with those of a float64 network."""
@@ -101,7 +101,7 @@ class Case:
         family: str,
         step: Step,
         variant: str = "",
-        prepare: Callable[[], Any] | None = None,
+        prepare: Callable[[], Any] = nothing,
         asarray: Callable[[Array], Any] = lambda array: array,
     ) -> Contender:
         """One that goes through the batches, which `asarray` makes the library's own."""
@@ -116,8 +116,7 @@ class Case:
             off = np.abs(np.asarray(losses) - self.truth)
             return float(np.max(off) / (self.truth[0] - self.truth[-1]))
 
-        ready = {} if prepare is None else {"prepare": prepare}
-        return Contender(family, call, error, TOLERANCE, variant, **ready)
+        return Contender(family, call, error, TOLERANCE, variant, prepare)
 
 
 class Written:

@@ -24,6 +24,7 @@ from .timing import (
     WITHOUT_NUMBA,
     Builder,
     Contender,
+    nothing,
     thread_counts,
     threads,
 )
@@ -62,7 +63,7 @@ FIXED = (
 """Shapes of fully connected and convolutional networks, from one that fits in a cache to one that fits in none."""
 
 
-def drawn(count: int, seed: int) -> list[Shape]:
+def draw_shapes(count: int, seed: int) -> list[Shape]:
     """Shapes drawn by seed: rows, channels first or last, all sizes spread evenly over their logarithms."""
     rng = np.random.default_rng(seed)
     shapes: list[Shape] = []
@@ -128,7 +129,7 @@ class Case:
         family: str,
         call: Callable[[], Any],
         variant: str = "",
-        prepare: Callable[[], Any] | None = None,
+        prepare: Callable[[], Any] = nothing,
         host: Callable[[Any], Values] | None = None,
     ) -> Contender:
         """One whose call returns y, dx, dgamma, dbeta; `host` brings them to NumPy in the case's layout."""
@@ -137,8 +138,7 @@ class Case:
         def error() -> float:
             return largest_error(self.truth[0], bring(call()), but=self.truth[1])
 
-        ready = {} if prepare is None else {"prepare": prepare}
-        return Contender(family, call, error, TOLERANCE[self.dtype], variant, **ready)
+        return Contender(family, call, error, TOLERANCE[self.dtype], variant, prepare)
 
 
 # ---- ours
@@ -261,6 +261,6 @@ BUILDERS: dict[str, Builder] = {
     PYTORCH: _torch,
     OPERATORS: _torch_operators,
     JAX: _jax,
-    COPY: copies,
+    COPY: lambda case: copies(case.x),
 }
 """Family -> its contenders."""

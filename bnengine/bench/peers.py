@@ -95,7 +95,7 @@ def torch_compiled(case: Case) -> Iterator[Contender]:
 def jax_jit(case: Case) -> Iterator[Contender]:
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
-        yield case.contender(JAX, holding(step, kept), variant, None, place.asarray)
+        yield case.contender(JAX, holding(step, kept), variant, asarray=place.asarray)
 
 
 def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:

@@ -57,16 +57,8 @@ class LeftOut(TypedDict):
     work: NotRequired[str | None]
 
 
-class Mean(TypedDict):
-    """The geometric mean of the speeds of a family over another in a group of cases."""
-
-    group: str
-    family: str
-    over: str
-    geometric_mean: float
-    lowest: float
-    cases: int
-
+Mean = dict[str, Any]
+"""The geometric mean of the speeds of a family over another in a group of cases."""
 
 Record = dict[str, Any]
 """`rows`, `left_out`, `summary`, and what was measured, where and with what."""

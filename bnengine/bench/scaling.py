@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from . import networks, normalization, steps
 from .networks import Network
 from .normalization import Shape
+from .records import Row
 from .timing import OURS, PYTORCH, Builder, Case
 
 FAMILIES = (OURS, PYTORCH)
@@ -19,16 +19,8 @@ DEPTHS = (1, 2, 4, 8)
 BATCHES = (32, 128, 512, 2048)
 
 
-class Point(NamedTuple):
-    """A case of a sweep."""
-
-    varies: str
-    value: int
-    rest: str
-    """What stays."""
-    case: Case
-    builders: dict[str, Builder]
-    pause: float
+Point = tuple[Row, Case, dict[str, Builder], float]
+"""What varies, a case of it, its contenders, and the pause that they take."""
 
 
 def points(dtype: str, seed: int, pause: float) -> Iterator[Point]:
@@ -36,8 +28,13 @@ def points(dtype: str, seed: int, pause: float) -> Iterator[Point]:
     shapes = [("rows", n, "256 channels", Shape((n, 256))) for n in ROWS]
     shapes += [("channels", c, "1024 rows", Shape((1024, c))) for c in CHANNELS]
     for varies, value, rest, shape in shapes:
-        yield Point(varies, value, rest, normalization.Case(shape, dtype, seed), normalization.BUILDERS, pause)
+        yield _about(varies, value, rest), normalization.Case(shape, dtype, seed), normalization.BUILDERS, pause
     sizes = [("hidden layers", d, "128 wide", Network((784, *[128] * d, 10), 128)) for d in DEPTHS]
     sizes += [("batch", n, "3 layers of 256", Network((784, 256, 256, 256, 10), n)) for n in BATCHES]
     for varies, value, rest, network in sizes:
-        yield Point(varies, value, rest, networks.Case(network, dtype, seed), steps.builders(network), steps.PAUSE)
+        yield _about(varies, value, rest), networks.Case(network, dtype, seed), steps.builders(network), steps.PAUSE
+
+
+def _about(varies: str, value: int, rest: str) -> Row:
+    case = f"{varies} {value}, {rest}"
+    return {"group": "scaling", "case": case, "varies": varies, "value": value, "rest": rest}

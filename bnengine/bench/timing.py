@@ -36,8 +36,8 @@ NOT_HERE, WRONG, FAILED = "not here", "wrong", "failed"
 """Why a contender was left out."""
 
 
-def _nothing() -> None:
-    pass
+def nothing() -> None:
+    """Of a contender that needs no preparing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Contender:
     """The largest error of `call` against float64, as a part of the largest value."""
     tolerance: float
     variant: str = ""
-    prepare: Callable[[], Any] = _nothing
+    prepare: Callable[[], Any] = nothing
     """Sets thread counts; called before each sample and not timed."""
     on_stream: Callable[[], Any] | None = None
     """Of a library that has GPU streams of its own: `call`, behind what the current stream does and before what it
@@ -88,19 +88,17 @@ def measure(
     """Check, time and compare the contenders of a case. One that is wrong is not timed."""
     errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
     calls, samples = take_samples(list(errors), repeats, pause)
-    rows: list[Row] = [
-        {
-            "family": contender.family,
-            "contender": contender.name,
-            "error": rounded(error),
-            "page_faults": page_faults(contender) if case.steady else None,
-            "calls": calls[contender.name],
-            "seconds": spread(samples[contender.name]),
-            "samples": samples[contender.name],
-        }
-        for contender, error in errors.items()
-    ]
+    rows = []
+    for contender, error in errors.items():
+        about: Row = {"calls": calls[contender.name], "page_faults": page_faults(contender) if case.steady else None}
+        rows.append(about | row(contender, error, samples[contender.name]))
     return Outcome(compare(rows), left_out)
+
+
+def row(contender: Contender, error: float, samples: list[float]) -> Row:
+    """What a record says of a contender."""
+    names: Row = {"family": contender.family, "contender": contender.name, "error": shorten(error)}
+    return names | {"seconds": spread(samples), "samples": samples}
 
 
 def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, float], list[LeftOut]]:
@@ -114,7 +112,7 @@ def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, 
             left_out.append({"contender": family, "reason": " ".join(str(reason).split()), "kind": NOT_HERE})
             continue
         except Exception as reason:  # noqa: BLE001  one library's fault must not cost the others' figures
-            left_out.append(failed(family, reason))
+            left_out.append(failure(family, reason))
             continue
         for contender in made:
             try:
@@ -123,7 +121,7 @@ def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, 
                 if not error <= contender.tolerance and hasattr(case, "redrawn"):
                     error = _error(contender.name, build(case.redrawn()))
             except Exception as reason:  # noqa: BLE001
-                left_out.append(failed(contender.name, reason))
+                left_out.append(failure(contender.name, reason))
                 continue
             if error <= contender.tolerance:  # NaN is not
                 errors[contender] = error
@@ -150,7 +148,7 @@ def time_is_over(minutes: float | None, record: Record, case: str) -> bool:
     return True
 
 
-def failed(name: str, reason: Exception) -> LeftOut:
+def failure(name: str, reason: Exception) -> LeftOut:
     """What is left out because it raised: in one line."""
     words = next(iter(str(reason).splitlines()), "")
     return {"contender": name, "reason": f"{type(reason).__name__}: {words}", "kind": FAILED}
@@ -194,7 +192,7 @@ def _seconds(call: Callable[[], Any], times: int) -> float:
     began = time.perf_counter()
     for _ in range(times):
         call()
-    return rounded((time.perf_counter() - began) / times)
+    return shorten((time.perf_counter() - began) / times)
 
 
 def _once(contender: Contender) -> float:
@@ -222,7 +220,7 @@ def page_faults(contender: Contender) -> float | None:
 # ---- from samples to figures
 
 
-def rounded(value: float) -> float:
+def shorten(value: float) -> float:
     """To five digits: more than a clock on a busy machine can tell, and a record that a person can read."""
     return float(f"{value:.5g}")
 
@@ -230,7 +228,7 @@ def rounded(value: float) -> float:
 def spread(values: Iterable[float]) -> Spread:
     """Median, 20th and 80th percentile."""
     low, middle, high = np.percentile(list(values), (20, 50, 80))
-    return {"median": rounded(middle), "p20": rounded(low), "p80": rounded(high)}
+    return {"median": shorten(middle), "p20": shorten(low), "p80": shorten(high)}
 
 
 def best(rows: Iterable[Row], family: str) -> Row | None:

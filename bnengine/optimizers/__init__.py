@@ -92,17 +92,12 @@ def momentum(
     if dampening != 0:
         number("dampening", dampening, 0, 1)
         options += (("dampening", dampening),)
-        rule = Rule("dampened momentum", ("velocity",), _dampened, _first_undampened)
+        rule = Rule("dampened momentum", ("velocity",), _momentum, _first_undampened)
     return Optimizer(rule, learning_rate, options, weight_decay, decayed, clip)
 
 
-def _momentum(p: Array, g: Array, velocity: Array, *, rate: float, momentum: float) -> tuple[Array, Array]:
-    velocity = momentum * velocity + g
-    return p - rate * velocity, velocity
-
-
-def _dampened(
-    p: Array, g: Array, velocity: Array, *, rate: float, momentum: float, added: float
+def _momentum(
+    p: Array, g: Array, velocity: Array, *, rate: float, momentum: float, added: float = 1.0
 ) -> tuple[Array, Array]:
     velocity = momentum * velocity + added * g
     return p - rate * velocity, velocity

@@ -11,7 +11,7 @@ from typing import Any
 from .._drawing import svg
 from . import plots
 from .experiments import EXPERIMENTS, Experiment
-from .points import CHOSEN_BY_TEST, TEST, WORDS, Point, panels, points, shown
+from .points import CHOSEN_BY_TEST, TEST, WORDS, Panel, experiments, shown
 from .records import Curve, Record, Said
 
 HEADLINES = ("learning_rate", "initial_scale", "depth", "section_4_1")
@@ -83,30 +83,17 @@ def _list(said: Iterable[Said], *, with_title: bool = False) -> str:
 
 
 def _sections(record: Record) -> Iterator[str]:
-    groups = panels(points(record["rows"]))
-    for name in dict.fromkeys(experiment for experiment, _ in groups):
-        own = {panel: group for (experiment, panel), group in groups.items() if experiment == name}
-        curves = [curve for curve in record["curves"] if curve["experiment"] == name]
+    for name, panels in experiments(record["rows"], record["curves"], record["meta"]["target"]).items():
         said = [sentence for sentence in record["summary"] if sentence["experiment"] == name]
         steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
-        yield _section(name, EXPERIMENTS[name], own, curves, said, steps)
+        yield _section(name, EXPERIMENTS[name], panels, said, steps)
 
 
-def _section(
-    name: str,
-    experiment: Experiment,
-    groups: dict[str, list[Point]],
-    curves: Sequence[Curve],
-    said: Sequence[Said],
-    steps: int,
-) -> str:
-    drawn: list[plots.Plot] = []
-    tables = []
-    for panel, group in groups.items():
-        drawn += plots.plots_of(panel, group, [curve for curve in curves if curve["panel"] == panel])
-        tables.append(_points_table(panel, group))
+def _section(name: str, experiment: Experiment, panels: Sequence[Panel], said: Sequence[Said], steps: int) -> str:
+    drawn = [plot for panel in panels for plot in plots.plots_of(panel)]
+    tables = [_points_table(panel) for panel in panels]
     if name == "section_4_1":
-        tables.append(_steps_table(curves))
+        tables += [_steps_table(panel.curves) for panel in panels]
     reading = " ".join([f"{steps} steps.", *dict.fromkeys(plot.reading for plot in drawn)])
     return (
         f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
@@ -122,17 +109,17 @@ def _figure(plot: plots.Plot) -> str:
     return f"<figure><figcaption>{escape(plot.title)}</figcaption>{image}</figure>"
 
 
-def _points_table(panel: str, group: Sequence[Point]) -> str:
-    varies = WORDS[EXPERIMENTS[group[0].experiment].varies]
+def _points_table(panel: Panel) -> str:
+    varies = WORDS[EXPERIMENTS[panel.experiment].varies]
     single = varies == WORDS["learning_rate"]
     heads = [varies, *([] if single else ["learning rate"]), "normalisation", "mean", "lowest", "highest"]
     rows = []
-    for p in group:
+    for p in panel.points:
         cells = [shown(p.value), *([] if single else [f"{p.learning_rate:g}"])]
         cells += ["batch" if p.norm == "batch" else "none", *(f"{value:.4f}" for value in (p.mean, p.low, p.high))]
         steps = f"{p.mean_steps:.0f}" if None not in p.steps_to_target else "not all seeds"
         rows.append([*cells, steps, f"{p.diverged} of {len(p.accuracies)}", "yes" if p.usable else "no"])
-    return table(panel, [*heads, "steps to target", "diverged", "usable"], rows)
+    return table(panel.name, [*heads, "steps to target", "diverged", "usable"], rows)
 
 
 def _steps_table(curves: Sequence[Curve]) -> str:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
 from .experiments import EXPERIMENTS
-from .points import WORDS, Point, arm, is_line, panels, points, shown
+from .points import WORDS, Panel, Point, experiments, shown
 from .records import Curve, Record
 from .trial import PERCENTILES
 
@@ -29,15 +29,10 @@ class Plot(NamedTuple):
 
 def pictures(record: Record) -> Iterator[tuple[str, bytes]]:
     """(name of the experiment, PNG file's bytes) for each experiment."""
-    found = panels(points(record["rows"]))
-    for name in dict.fromkeys(experiment for experiment, _ in found):
-        plots: list[Plot] = []
-        for (experiment, panel), group in found.items():
-            if experiment == name:
-                own = [c for c in record["curves"] if (c["experiment"], c["panel"]) == (name, panel)]
-                plots += plots_of(panel, group, own)
+    for name, panels in experiments(record["rows"], record["curves"], record["meta"]["target"]).items():
         steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
         words = f"{record['meta']['data']}, {len(record['meta']['seeds'])} seeds, {steps} steps"
+        plots = [plot for panel in panels for plot in plots_of(panel)]
         yield name, png(picture(plots, f"{EXPERIMENTS[name].title}: {words}"))
 
 
@@ -60,49 +55,52 @@ def picture(plots: Sequence[Plot], title: str | None = None) -> Any:
     return figure
 
 
-def plots_of(panel: str, group: Sequence[Point], curves: Sequence[Curve]) -> list[Plot]:
+def plots_of(panel: Panel) -> list[Plot]:
     """The plots of a panel: curves over steps, lines over what is varied, or a heat map for each arm."""
-    experiment = group[0].experiment
-    if experiment == "section_4_1":
-        return _section_4_1(panel, curves)
-    if experiment == "bias":
-        words = f"{panel}: loss of the batch over the steps with and without the bias; the lines lie on each other."
-        return [Plot(f"{panel}, both with BN", words, functools.partial(_losses, curves=curves))]
-    what = WORDS[EXPERIMENTS[experiment].varies]
-    if is_line(group):
+    if panel.experiment == "section_4_1":
+        return _section_4_1(panel.name, panel.curves)
+    if panel.experiment == "bias":
         words = (
-            f"{panel}: test accuracy over {what}, with and without batch normalisation; the numbers are in the table."
+            f"{panel.name}: loss of the batch over the steps with and without the bias; the lines lie on each other."
         )
-        return [Plot(panel, words, functools.partial(_lines, group=group), "Bands: lowest to highest seed.")]
+        own = [curve for curve in panel.curves if curve["seed"] == panel.curves[0]["seed"]]
+        lines = [(c, "batch" if c["value"] == "with" else "none", f"{c['value']} the bias") for c in own]
+        return [Plot(f"{panel.name}, both with BN", words, functools.partial(_seen, name="loss", lines=lines))]
+    what = WORDS[EXPERIMENTS[panel.experiment].varies]
+    seen = "the numbers are in the table."
+    if panel.is_line():
+        words = f"{panel.name}: test accuracy over {what}, with and without batch normalisation; {seen}"
+        return [Plot(panel.name, words, functools.partial(_lines, panel=panel), "Bands: lowest to highest seed.")]
     found = []
     for norm, name in NAMES.items():
-        words = f"{panel}, {name}: mean test accuracy in per cent over {what} and learning rate; the numbers are in the table."
-        found.append(Plot(f"{panel}, {name}", words, functools.partial(_heat_map, norm=norm, group=group), IN_CELLS))
+        title = f"{panel.name}, {name}"
+        words = f"{title}: mean test accuracy in per cent over {what} and learning rate; {seen}"
+        found.append(Plot(title, words, functools.partial(_heat_map, points=panel.arms()[norm], what=what), IN_CELLS))
     return found
 
 
-def _lines(axes: Any, group: Sequence[Point]) -> None:
+def _lines(axes: Any, panel: Panel) -> None:
     for norm, name in NAMES.items():
         colour, marker, style = STYLES[norm]
-        own = sorted(arm(group, norm), key=lambda point: point.value)
+        own = sorted(panel.arms()[norm], key=lambda point: point.value)
         x = [point.value for point in own]
         axes.plot(x, [point.mean for point in own], style, marker=marker, color=colour, label=name)
         axes.fill_between(x, [p.low for p in own], [p.high for p in own], color=colour, alpha=0.18, linewidth=0)
         some = [point for point in own if not point.usable]
         axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor="white")
     axes.plot([], [], "o", color=GREY, markerfacecolor="white", label="not usable")
-    axes.set(ylim=(0, 1), ylabel="test accuracy", xlabel=WORDS[EXPERIMENTS[group[0].experiment].varies])
+    axes.set(ylim=(0, 1), ylabel="test accuracy", xlabel=WORDS[EXPERIMENTS[panel.experiment].varies])
     _finish(axes)
     if len(x) <= 6:
         axes.set_xticks(x)
 
 
-def _heat_map(axes: Any, norm: str, group: Sequence[Point]) -> None:
+def _heat_map(axes: Any, points: Sequence[Point], what: str) -> None:
     from matplotlib.patches import Rectangle
 
-    own = {(point.value, point.learning_rate): point for point in arm(group, norm)}
+    own = {(point.value, point.learning_rate): point for point in points}
     values = list(dict.fromkeys(value for value, _ in own))
-    rates = sorted({point.learning_rate for point in group})
+    rates = sorted({rate for _, rate in own})
     table = [[own[value, rate].mean for rate in rates] for value in values]
     axes.pcolormesh(table, vmin=0, vmax=1, cmap="viridis")
     for i, value in enumerate(values):
@@ -117,13 +115,15 @@ def _heat_map(axes: Any, norm: str, group: Sequence[Point]) -> None:
     axes.set_yticks([i + 0.5 for i in range(len(values))], [shown(value) for value in values])
     axes.invert_yaxis()
     axes.tick_params(length=0)
-    axes.set(xlabel="learning rate", ylabel=WORDS[EXPERIMENTS[group[0].experiment].varies])
+    axes.set(xlabel="learning rate", ylabel=what)
 
 
 def _section_4_1(panel: str, curves: Sequence[Curve]) -> list[Plot]:
     first = {curve["norm"]: curve for curve in curves if curve["seed"] == curves[0]["seed"]}
     words = f"{panel}: test accuracy over the steps, a line for each seed."
-    found = [Plot("Test accuracy, each seed", words, functools.partial(_accuracies, curves=curves))]
+    lines = [(curve, curve["norm"], NAMES[curve["norm"]]) for curve in curves]
+    draw = functools.partial(_seen, name="test_accuracy", lines=lines, ylim=(0, 1))
+    found = [Plot("Test accuracy, each seed", words, draw)]
     for norm in first:
         title = f"Input of a unit, {NAMES[norm]}"
         words = f"{title}: {PERCENTILES} percentiles over the steps."
@@ -135,11 +135,12 @@ def _section_4_1(panel: str, curves: Sequence[Curve]) -> list[Plot]:
     return found
 
 
-def _accuracies(axes: Any, curves: Sequence[Curve]) -> None:
-    for curve in curves:
-        colour, _, style = STYLES[curve["norm"]]
-        axes.plot(curve["step"], curve["test_accuracy"], style, color=colour, label=NAMES[curve["norm"]])
-    axes.set(xlabel="step", ylim=(0, 1), ylabel="test accuracy")
+def _seen(axes: Any, name: str, lines: Sequence[tuple[Curve, str, str]], **more: Any) -> None:
+    """What was seen over the steps; of each curve, the arm in whose style it is drawn, and its label."""
+    for curve, norm, label in lines:
+        colour, _, style = STYLES[norm]
+        axes.plot(curve["step"], curve[name], style, color=colour, label=label)
+    axes.set(xlabel="step", ylabel=name.replace("_", " "), **more)
     _finish(axes)
 
 
@@ -163,15 +164,6 @@ def _band(axes: Any, steps: Sequence[int], rows: Sequence[Sequence[float]], colo
     words = f"{PERCENTILES[0]}th to {PERCENTILES[2]}th percentile"
     axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0, label=words)
     axes.set_xlabel("step")
-
-
-def _losses(axes: Any, curves: Sequence[Curve]) -> None:
-    for curve in curves:
-        if curve["seed"] == curves[0]["seed"]:
-            colour, _, style = STYLES["batch" if curve["value"] == "with" else "none"]
-            axes.plot(curve["step"], curve["loss"], style, color=colour, label=f"{curve['value']} the bias")
-    axes.set(xlabel="step", ylabel="loss")
-    _finish(axes)
 
 
 def _finish(axes: Any) -> None:

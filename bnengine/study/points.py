@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from .experiments import EXPERIMENTS
-from .records import Row
+from .records import Curve, Row
 
 MARGIN = 0.02
 """Of accuracy: what a usable setting may lose against the best."""
@@ -159,20 +159,39 @@ def _point(key: tuple[str, str, str, float | str, float], rows: list[Row]) -> Po
     return Point(*key, accuracies, steps, diverged, chosen, tuple(row["validation_steps_to_target"] for row in rows))
 
 
-def panels(found: Iterable[Point]) -> dict[tuple[str, str], list[Point]]:
-    """Points by (experiment, panel)."""
-    by_panel: dict[tuple[str, str], list[Point]] = {}
-    for point in found:
-        by_panel.setdefault(point[:2], []).append(point)
-    return by_panel
+class Panel(NamedTuple):
+    """The points and the curves of a panel of an experiment."""
+
+    experiment: str
+    name: str
+    points: list[Point]
+    curves: list[Curve]
+    target: float
+    """Test accuracy that steps are counted to."""
+
+    def arms(self) -> dict[str, list[Point]]:
+        """The points with and without normalisation."""
+        return {norm: [point for point in self.points if point.norm == norm] for norm in ("batch", "none")}
+
+    def is_line(self) -> bool:
+        """Whether one thing alone is varied; otherwise the learning rate is too."""
+        settings = {(point.value, point.learning_rate) for point in self.points}
+        return len(settings) == len({value for value, _ in settings})
+
+    def decide(self, wins: bool, otherwise: str) -> tuple[str, bool | None]:
+        """(end of a sentence, verdict) where no interval over the seeds is to be had."""
+        seeds = len(self.points[0].accuracies)
+        if seeds < ENOUGH:
+            return f" No verdict from {seeds} seed{'s' if seeds > 1 else ''}.", None
+        return ("", True) if wins else (otherwise, False)
 
 
-def arm(found: Iterable[Point], norm: str) -> list[Point]:
-    """The points with or without normalisation."""
-    return [point for point in found if point.norm == norm]
-
-
-def is_line(found: Iterable[Point]) -> bool:
-    """Whether one thing alone is varied; otherwise the learning rate is too."""
-    settings = {(point.value, point.learning_rate) for point in found}
-    return len(settings) == len({value for value, _ in settings})
+def experiments(rows: Sequence[Row], curves: Sequence[Curve], target: float) -> dict[str, list[Panel]]:
+    """The panels of each experiment, in the order of the rows."""
+    found: dict[str, dict[str, Panel]] = {}
+    for point in points(rows):
+        panel = Panel(point.experiment, point.panel, [], [], target)
+        found.setdefault(point.experiment, {}).setdefault(point.panel, panel).points.append(point)
+    for curve in curves:
+        found[curve["experiment"]][curve["panel"]].curves.append(curve)
+    return {name: list(panels.values()) for name, panels in found.items()}

@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from .points import ENOUGH, LEVEL, Point, arm, interval, panels, points, shown
+from .points import LEVEL, Panel, Point, experiments, interval, shown
 from .records import Curve, Row, Said
 
 ARMS = {"batch": "with batch normalisation", "none": "without it"}
-
-
-class Panel(NamedTuple):
-    """What the sentences about a panel are made from."""
-
-    points: Sequence[Point]
-    curves: Sequence[Curve]
-    target: float
-
-    def decide(self, wins: bool, otherwise: str) -> tuple[str, bool | None]:
-        """(end of the sentence, verdict) where no interval over the seeds is to be had."""
-        seeds = len(self.points[0].accuracies)
-        if seeds < ENOUGH:
-            return f" No verdict from {seeds} seed{'s' if seeds > 1 else ''}.", None
-        return ("", True) if wins else (otherwise, False)
-
-    def arms(self) -> dict[str, list[Point]]:
-        """The points of each arm."""
-        return {norm: arm(self.points, norm) for norm in ARMS}
 
 
 Texts = Iterator[tuple[str, bool | None]]
@@ -39,11 +21,10 @@ Texts = Iterator[tuple[str, bool | None]]
 def sentences(rows: Sequence[Row], curves: Sequence[Curve], target: float) -> list[Said]:
     """The results in words, in the order of the rows."""
     found: list[Said] = []
-    for (experiment, name), group in panels(points(rows)).items():
-        own = [curve for curve in curves if (curve["experiment"], curve["panel"]) == (experiment, name)]
-        for say in SAID[experiment]:
-            for text, wins in say(Panel(group, own, target)):
-                found.append({"experiment": experiment, "text": f"{name}: {text}", "wins": wins})
+    for experiment, panels in experiments(rows, curves, target).items():
+        for panel, say in itertools.product(panels, SAID[experiment]):
+            for text, wins in say(panel):
+                found.append({"experiment": experiment, "text": f"{panel.name}: {text}", "wins": wins})
     return found
 
 
@@ -146,24 +127,18 @@ def _range(scan: Sequence[tuple[float, bool]]) -> tuple[str, float]:
     return f"{count} of {len(scan)}, {reach} ({decades:.1f} decades)", decades
 
 
-def _ranges(what: str, scanned: Callable[[Point], float], panel: Panel, arms: dict[str, list[Point]]) -> Texts:
-    found = {norm: _range([(scanned(point), point.usable) for point in own]) for norm, own in arms.items()}
+def _ranges(name: str, what: str, panel: Panel, arms: dict[str, list[Point]] | None = None) -> Texts:
+    """The usable values of the field of that name."""
+    arms = panel.arms() if arms is None else arms
+    found = {norm: _range([(getattr(point, name), point.usable) for point in own]) for norm, own in arms.items()}
     (ours, wide), (other, narrow) = found.values()
     tail, wins = panel.decide(wide > narrow + 1e-9, " Batch normalisation does not widen the range here.")
     yield f"usable {what} with batch normalisation: {ours}; without it: {other}.{tail}", wins
 
 
-def _rates(panel: Panel) -> Texts:
-    yield from _ranges("learning rates", lambda point: point.learning_rate, panel, panel.arms())
-
-
-def _scales(panel: Panel) -> Texts:
-    yield from _ranges("factors of the initial weights", lambda point: float(point.value), panel, panel.arms())
-
-
 def _rates_by_value(panel: Panel) -> Texts:
     for value, own in _by_value(panel).items():
-        yield from _ranges(f"learning rates of {shown(value)}", lambda point: point.learning_rate, panel, own)
+        yield from _ranges("learning_rate", f"learning rates of {shown(value)}", panel, own)
 
 
 def _by_value(panel: Panel) -> dict[float | str, dict[str, list[Point]]]:
@@ -195,14 +170,6 @@ def _losses(what: str, panel: Panel) -> Texts:
     if lost:
         said = [f"{shown(value)} ({ours.mean:.3f} with, {other.mean:.3f} without)" for value, ours, other in lost]
         yield f"batch normalisation loses with this many {what}: {', '.join(said)}.", False
-
-
-def _deep_losses(panel: Panel) -> Texts:
-    yield from _losses("hidden layers", panel)
-
-
-def _small_losses(panel: Panel) -> Texts:
-    yield from _losses("rows in a batch", panel)
 
 
 def _position(panel: Panel) -> Texts:
@@ -278,13 +245,13 @@ COMPARED = (_fastest, _most_accurate, _diverged)
 
 SAID: dict[str, tuple[Callable[[Panel], Texts], ...]] = {
     "section_4_1": (*COMPARED, _movement, _learned),
-    "learning_rate": (_rates, *COMPARED),
+    "learning_rate": (functools.partial(_ranges, "learning_rate", "learning rates"), *COMPARED),
     "matched": (_matched, *COMPARED),
-    "initial_scale": (_scales, *COMPARED),
+    "initial_scale": (functools.partial(_ranges, "value", "factors of the initial weights"), *COMPARED),
     "optimizer": (_rates_by_value, *COMPARED),
     "norm_position": (*COMPARED, _position),
-    "batch_size": (*COMPARED, _small_losses),
+    "batch_size": (*COMPARED, functools.partial(_losses, "rows in a batch")),
     "bias": (_same_trajectory,),
-    "depth": (_deepest, *COMPARED, _deep_losses),
+    "depth": (_deepest, *COMPARED, functools.partial(_losses, "hidden layers")),
 }
 """What is said of each experiment."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import data, trees
-from .._typing import AllReduce, Array, Tree
+from .._typing import Array, Tree
 from ..arguments import function, instance
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
@@ -25,7 +25,7 @@ from .evaluation import measured
 from .rows import Rows, checked_rows, on_device
 from .running_statistics import recalibrate, running_averages, with_averages
 from .settings import Settings
-from .step import train_step
+from .step import check_optimizer, train_step
 
 EVALUATED = 10_000
 """Training rows, at most, over which an epoch's training accuracy is measured."""
@@ -151,12 +151,7 @@ def fit(
     True
     """
     backend, ranks = as_backend(backend), communicator or Alone()
-    instance(
-        "optimizer",
-        optimizer,
-        OptimizerLike,
-        "an Optimizer such as optimizers.adam(), or an object with init and update",
-    )
+    check_optimizer(optimizer)
     for name, given in (("callback", callback), ("progress", progress), ("interrupted", interrupted)):
         function(name, given)
     how = settings if settings is not None else Settings()
@@ -270,22 +265,13 @@ class _Loop:
     @functools.cached_property
     def step(self) -> finite.Step:
         ranks, group = self.shares.ranks, self.shares.group
-        if ranks.size == 1:
-            step: finite.Step = functools.partial(
-                train_step, self.net, self.optimizer, loss=self.loss, seed=self.how.seed
-            )
-        else:
-            step = self._step_on_ranks(ranks.sum, group.sum if group.size > 1 else None)
+        step: finite.Step = functools.partial(train_step, self.net, self.optimizer, loss=self.loss, seed=self.how.seed)
+        if ranks.size > 1:
+            sync = group.sum if group.size > 1 else None
+            on_ranks = functools.partial(step, all_reduce=ranks.sum, sync_statistics=sync)
+            step = lambda *given: on_ranks(*given[:-1], rows=given[-1])
         step = finite.skipping(step) if self.how.on_nonfinite == "skip" else step
         return self.backend.compiled(step) if ranks.size == 1 else step
-
-    def _step_on_ranks(self, all_reduce: AllReduce, sync_statistics: AllReduce | None) -> finite.Step:
-        return lambda params, state, opt_state, x, targets, rows: train_step(
-            *(self.net, self.optimizer, params, state, opt_state, x, targets, self.loss, all_reduce),
-            sync_statistics=sync_statistics,
-            seed=self.how.seed,
-            rows=rows,
-        )
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""

@@ -90,12 +90,7 @@ def train_step(
     True
     """
     instance("net", net, Sequential, "a Sequential")
-    instance(
-        "optimizer",
-        optimizer,
-        OptimizerLike,
-        "an Optimizer such as optimizers.adam(), or an object with init and update",
-    )
+    check_optimizer(optimizer)
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows))
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:
@@ -106,6 +101,12 @@ def train_step(
         grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
     params, opt_state = optimizer.update(params, grads, opt_state)
     return trees.settled((params, state, opt_state, value))
+
+
+def check_optimizer(optimizer: OptimizerLike) -> None:
+    """Refuse what is no optimiser."""
+    words = "an Optimizer such as optimizers.adam(), or an object with init and update"
+    instance("optimizer", optimizer, OptimizerLike, words)
 
 
 def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce) -> tuple[Tree, Array]:

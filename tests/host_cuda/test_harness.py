@@ -23,77 +23,6 @@ extern "C" __global__ void block_sum(const CArray<float, 1, 1, 1> x, CArray<floa
   if (threadIdx.x == 0) total[blockIdx.x] = parts[0] + parts[1] + parts[2];
 }
 """
-SCHEDULES = ("lowest", "highest", "rotating", "random")
-BLOCK, BLOCKS, SIZE = 96, 3, 250
-
-
-@pytest.fixture
-def block_sum(stand_in: ModuleType) -> Callable[[str, str], bool]:
-    """Whether the sums of a source are right on a schedule."""
-    from . import build
-
-    def run(code: str, schedule: str) -> bool:
-        x, total = np.arange(SIZE, dtype=np.float32), np.full(BLOCKS, np.nan, np.float32)
-        build.launch(code, "block_sum", [stand_in._bytes(x), stand_in._bytes(total)], BLOCKS, BLOCK, schedule)
-        want = [x[BLOCK * k : BLOCK * (k + 1)].sum() for k in range(BLOCKS)]
-        return bool((total == want).all())
-
-    return run
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_right_kernel(block_sum: Callable[[str, str], bool], schedule: str) -> None:
-    assert block_sum(BLOCK_SUM, schedule)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong"),
-    [
-        pytest.param("  __syncthreads();\n", "", id="missing barrier"),
-        pytest.param("parts[warp] = value", "if (warp < 2) parts[warp] = value", id="shared memory not written"),
-        pytest.param("int step = 16", "int step = 8", id="half a warp"),
-        pytest.param("i < x.size() ? x[i] : 0", "1", id="input not read"),
-    ],
-)
-def test_wrong_result_shows(block_sum: Callable[[str, str], bool], right: str, wrong: str) -> None:
-    """On at least one schedule: the proof runs several because one may hide the bug."""
-    assert right in BLOCK_SUM
-    assert not all(block_sum(BLOCK_SUM.replace(right, wrong), schedule) for schedule in SCHEDULES)
-
-
-@pytest.mark.parametrize(
-    ("right", "wrong", "says"),
-    [
-        pytest.param("i < x.size() ? x[i] : 0", "x[i]", "outside its array", id="read past the end"),
-        pytest.param("total[blockIdx.x]", "total[blockIdx.x - 1]", "outside its array", id="write before the start"),
-        pytest.param(
-            "  __syncthreads();", "  if (warp) return;\n  __syncthreads();", "only some", id="partial barrier"
-        ),
-        pytest.param("  __syncthreads();", "  if (lane) __syncwarp(); else __syncthreads();", "never", id="deadlock"),
-    ],
-)
-def test_undefined_behaviour_is_named(block_sum: Callable[[str, str], bool], right: str, wrong: str, says: str) -> None:
-    from .build import HostError
-
-    assert right in BLOCK_SUM
-    with pytest.raises(HostError, match=says):
-        block_sum(BLOCK_SUM.replace(right, wrong), "lowest")
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-def test_kernel_without_end_is_stopped(
-    block_sum: Callable[[str, str], bool], monkeypatch: pytest.MonkeyPatch, schedule: str
-) -> None:
-    """With barriers and without, and the next launch is none the worse."""
-    from . import build
-
-    monkeypatch.setattr(build, "SECONDS", 0.1)
-    for endless in ("while (x.size()) __syncwarp();", "for (volatile int k = 0; k >= 0;) k = 0;"):
-        with pytest.raises(build.HostError, match="longer than any kernel"):
-            block_sum(BLOCK_SUM.replace("int lane", f"{endless} int lane"), schedule)
-    assert block_sum(BLOCK_SUM, schedule)
-
-
 CLUSTER_SUM = """
 #include <cupy/carray.cuh>
 #define CLUSTER 4
@@ -109,52 +38,86 @@ extern "C" __global__ void block_sum(const CArray<float, 1, 1, 1> x, CArray<floa
   cluster_sync();
 }
 """
+SCHEDULES = ("lowest", "highest", "rotating", "random")
+BLOCK, BLOCKS, SIZE = 96, 3, 250
 
 
 @pytest.fixture
-def cluster_sum(stand_in: ModuleType) -> Callable[[str, str], bool]:
+def block_sum(stand_in: ModuleType) -> Callable[[str, str], bool]:
+    """Whether the sums of a source, of blocks or of clusters of blocks, are right on a schedule."""
     from . import build
 
     def run(code: str, schedule: str) -> bool:
-        x, total = np.arange(SIZE, dtype=np.float32), np.full(8, np.nan, np.float32)
+        x = np.arange(SIZE, dtype=np.float32)
+        if "CLUSTER" in code:
+            want, threads, more = np.repeat([x[:128].sum(), x[128:].sum()], 4), 32, {"cluster": 4, "shared": 4}
+        else:
+            want, threads, more = [x[BLOCK * k : BLOCK * (k + 1)].sum() for k in range(BLOCKS)], BLOCK, {}
+        total = np.full(len(want), np.nan, np.float32)
         arguments = [stand_in._bytes(x), stand_in._bytes(total)]
-        build.launch(code, "block_sum", arguments, 8, 32, schedule, cluster=4, shared=4)
-        return bool((total == np.repeat([x[:128].sum(), x[128:].sum()], 4)).all())
+        build.launch(code, "block_sum", arguments, len(want), threads, schedule, **more)
+        return bool((total == want).all())
 
     return run
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_clusters(cluster_sum: Callable[[str, str], bool], schedule: str) -> None:
-    assert cluster_sum(CLUSTER_SUM, schedule)
+@pytest.mark.parametrize("code", [BLOCK_SUM, CLUSTER_SUM], ids=["block", "cluster"])
+def test_right_kernel(block_sum: Callable[[str, str], bool], code: str, schedule: str) -> None:
+    assert block_sum(code, schedule)
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong"),
+    ("code", "right", "wrong"),
     [
-        pytest.param("part[0] = sum;\n  cluster_sync();", "part[0] = sum;\n  __syncthreads();", id="block's barrier"),
-        pytest.param("= all;\n  cluster_sync();", "= all;", id="a block leaves while others read its memory"),
-        pytest.param("cluster_peer(part, rank)", "cluster_peer(part, 0)", id="another block's part"),
+        pytest.param(BLOCK_SUM, "  __syncthreads();\n", "", id="missing barrier"),
+        pytest.param(BLOCK_SUM, "parts[warp] = value", "if (warp < 2) parts[warp] = value", id="shared memory not written"),
+        pytest.param(BLOCK_SUM, "int step = 16", "int step = 8", id="half a warp"),
+        pytest.param(BLOCK_SUM, "i < x.size() ? x[i] : 0", "1", id="input not read"),
+        pytest.param(CLUSTER_SUM, "part[0] = sum;\n  cluster_sync();", "part[0] = sum;\n  __syncthreads();", id="block's barrier"),
+        pytest.param(CLUSTER_SUM, "= all;\n  cluster_sync();", "= all;", id="a block leaves while others read its memory"),
+        pytest.param(CLUSTER_SUM, "cluster_peer(part, rank)", "cluster_peer(part, 0)", id="another block's part"),
     ],
-)
-def test_wrong_cluster_shows(cluster_sum: Callable[[str, str], bool], right: str, wrong: str) -> None:
-    assert right in CLUSTER_SUM
-    assert not all(cluster_sum(CLUSTER_SUM.replace(right, wrong), schedule) for schedule in SCHEDULES)
+)  # fmt: skip
+def test_wrong_result_shows(block_sum: Callable[[str, str], bool], code: str, right: str, wrong: str) -> None:
+    """On at least one schedule: the proof runs several because one may hide the bug."""
+    assert right in code
+    assert not all(block_sum(code.replace(right, wrong), schedule) for schedule in SCHEDULES)
 
 
 @pytest.mark.parametrize(
-    ("right", "wrong", "says"),
+    ("code", "right", "wrong", "says"),
     [
-        pytest.param("cluster_peer(part, rank)", "cluster_peer(part + 1, rank)", "outside the dynamic", id="address"),
-        pytest.param("cluster_sync();", "if (blockIdx.x % 4) return; cluster_sync();", "only some", id="barrier"),
+        pytest.param(BLOCK_SUM, "i < x.size() ? x[i] : 0", "x[i]", "outside its array", id="read past the end"),
+        pytest.param(BLOCK_SUM, "total[blockIdx.x]", "total[blockIdx.x - 1]", "outside its array", id="write before the start"),
+        pytest.param(BLOCK_SUM, "  __syncthreads();", "  if (warp) return;\n  __syncthreads();", "only some", id="partial barrier"),
+        pytest.param(BLOCK_SUM, "  __syncthreads();", "  if (lane) __syncwarp(); else __syncthreads();", "never", id="deadlock"),
+        pytest.param(CLUSTER_SUM, "cluster_peer(part, rank)", "cluster_peer(part + 1, rank)", "outside the dynamic", id="address"),
+        pytest.param(CLUSTER_SUM, "cluster_sync();", "if (blockIdx.x % 4) return; cluster_sync();", "only some", id="barrier"),
     ],
-)
-def test_undefined_cluster_is_named(cluster_sum: Callable[[str, str], bool], right: str, wrong: str, says: str) -> None:
+)  # fmt: skip
+def test_undefined_behaviour_is_named(
+    block_sum: Callable[[str, str], bool], code: str, right: str, wrong: str, says: str
+) -> None:
     from .build import HostError
 
-    assert right in CLUSTER_SUM
+    assert right in code
     with pytest.raises(HostError, match=says):
-        cluster_sum(CLUSTER_SUM.replace(right, wrong, 1), "lowest")
+        block_sum(code.replace(right, wrong, 1), "lowest")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_kernel_without_end_is_stopped(
+    block_sum: Callable[[str, str], bool], monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    """With barriers and without, and the next launch is none the worse."""
+    from . import build
+
+    monkeypatch.setattr(build, "SECONDS", 0.1)
+    for endless in ("while (x.size()) __syncwarp();", "for (volatile int k = 0; k >= 0;) k = 0;"):
+        with pytest.raises(build.HostError, match="longer than any kernel"):
+            block_sum(BLOCK_SUM.replace("int lane", f"{endless} int lane"), schedule)
+    assert block_sum(BLOCK_SUM, schedule)
 
 
 FILL = """

@@ -45,24 +45,15 @@ WHOLE = [
 ]
 
 
-@pytest.mark.parametrize(("number", "case"), list(enumerate(SOME)), ids=str)
+@pytest.mark.parametrize(
+    ("case", "schedule"),
+    [
+        *zip(SOME, itertools.cycle(SCHEDULES), strict=False),
+        *(pytest.param(*pair, marks=pytest.mark.grid) for pair in itertools.product(WHOLE, SCHEDULES)),
+    ],
+    ids=str,
+)
 def test_normalization(
-    kernels: ModuleType,
-    stand_in: ModuleType,
-    device: Device,
-    on_chip: Callable[[str], None],
-    number: int,
-    case: Case,
-) -> None:
-    on_chip("sm_60")
-    stand_in.schedule = SCHEDULES[number % len(SCHEDULES)]
-    check_normalization(kernels, device, case)
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("case", WHOLE, ids=str)
-def test_normalization_everywhere(
     kernels: ModuleType,
     stand_in: ModuleType,
     device: Device,

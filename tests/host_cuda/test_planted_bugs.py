@@ -7,7 +7,7 @@ import itertools
 import multiprocessing
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -100,7 +100,7 @@ REST = [
     Bug("last product in the accumulator", KERNELS, "share_dy_xhat = share.dy_xhat", "share_dy_xhat = share.dy"),
     Bug("rows and columns swapped", LAYOUT, "self.inner, self.rows, self.columns", "self.inner, self.columns, self.rows"),
     Bug("gamma and beta swapped", PORTABLE, "return (*m, g, b, affine", "return (*m, b, g, affine"),
-    Bug("dy in its own order", CALLS, "dy = memory(dy, dense.order)", "dy = memory(dy, tuple(range(dy.ndim)))"),
+    Bug("dy in its own order", CALLS, "(memory(dy, dense.order),)", "(memory(dy, tuple(range(dy.ndim))),)"),
     Bug("result in memory's order", LAYOUT, ".transpose(tuple(self.order.index(i) for i in range(len(self.order))))", ".transpose(self.order)"),
     Bug("count of rows", LAYOUT, "return self.outer * self.inner", "return self.outer"),
     Bug("sums swapped", PORTABLE, "return sums[0], sums[1]", "return sums[1], sums[0]"),
@@ -154,30 +154,20 @@ ON_WIDE_LOADS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("bug", SOME, ids=lambda bug: bug.name)
-def test_caught(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path) -> None:
-    assert _outcome(stand_in, device, bug, tmp_path) is not None, f"{bug.name} went unseen"
+def _some(bugs: list[Bug], wide: bool, often: int) -> Iterator[object]:
+    """The first bugs always, the others with the grid."""
+    for i, bug in enumerate(bugs):
+        name = f"{bug.name}{' on wide loads' if wide else ''}"
+        yield pytest.param(bug, wide, id=name, marks=pytest.mark.grid if i >= often else ())
 
 
-@pytest.mark.parametrize("bug", ON_WIDE_LOADS[:3], ids=lambda bug: bug.name)
-def test_caught_on_wide_loads(
-    stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path
+@pytest.mark.parametrize(
+    ("bug", "wide"), [*_some([*SOME, *REST], wide=False, often=len(SOME)), *_some(ON_WIDE_LOADS, wide=True, often=3)]
+)
+def test_caught(
+    stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, wide: bool, tmp_path: Path
 ) -> None:
-    assert _outcome(stand_in, device, bug, tmp_path, wide=True) is not None, f"{bug.name} went unseen"
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("bug", ON_WIDE_LOADS[3:], ids=lambda bug: bug.name)
-def test_caught_on_wide_loads_as_well(
-    stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path
-) -> None:
-    assert _outcome(stand_in, device, bug, tmp_path, wide=True) is not None, f"{bug.name} went unseen"
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize("bug", REST, ids=lambda bug: bug.name)
-def test_caught_as_well(stand_in: ModuleType, kernels: ModuleType, device: Device, bug: Bug, tmp_path: Path) -> None:
-    assert _outcome(stand_in, device, bug, tmp_path) is not None, f"{bug.name} went unseen"
+    assert _outcome(stand_in, device, bug, tmp_path, wide=wide) is not None, f"{bug.name} went unseen"
 
 
 def test_nothing_planted_nothing_caught(

@@ -34,7 +34,15 @@ WHOLE = [
 ]
 
 
-def _run(
+@pytest.mark.parametrize(
+    ("number", "case", "chip"),
+    [
+        *((n, *pair) for n, pair in enumerate(SOME)),
+        *(pytest.param(n, *pair, marks=pytest.mark.grid) for n, pair in enumerate(WHOLE)),
+    ],
+    ids=str,
+)
+def test_normalization(
     kernels: ModuleType,
     stand_in: ModuleType,
     device: Device,
@@ -46,33 +54,6 @@ def _run(
     on_chip(chip)
     stand_in.schedule = SCHEDULES[number % len(SCHEDULES)]
     check_normalization(kernels, device, case)
-
-
-@pytest.mark.parametrize(("number", "case", "chip"), [(n, *pair) for n, pair in enumerate(SOME)], ids=str)
-def test_normalization(
-    kernels: ModuleType,
-    stand_in: ModuleType,
-    device: Device,
-    on_chip: Callable[[str], None],
-    number: int,
-    case: Case,
-    chip: str,
-) -> None:
-    _run(kernels, stand_in, device, on_chip, number, case, chip)
-
-
-@pytest.mark.grid
-@pytest.mark.parametrize(("number", "case", "chip"), [(n, *pair) for n, pair in enumerate(WHOLE)], ids=str)
-def test_normalization_everywhere(
-    kernels: ModuleType,
-    stand_in: ModuleType,
-    device: Device,
-    on_chip: Callable[[str], None],
-    number: int,
-    case: Case,
-    chip: str,
-) -> None:
-    _run(kernels, stand_in, device, on_chip, number, case, chip)
 
 
 @pytest.mark.parametrize("chip", CHIPS[2:])

@@ -18,11 +18,13 @@ class Truth(NamedTuple):
     """Largest |gamma / std * dy|: what an error of dx is measured against."""
     z: np.ndarray
     """y before ReLU."""
+    terms: tuple[np.ndarray, np.ndarray]
+    """What |dy| and |dy * xhat| add up to: what errors of dbeta and dgamma are measured against."""
 
 
-def batch_norm(x, gamma, beta, dy, *, axis=1, eps=1e-5, relu=False, statistics=None) -> Truth:
-    """Values and gradients in float64; statistics=(mean, var) are constants where given."""
-    x, gamma, beta, dy = (np.asarray(v, np.float64) for v in (x, gamma, beta, dy))
+def batch_norm(x, gamma, beta, dy, *, axis=1, eps=1e-5, relu=False, statistics=None, wide=np.float64) -> Truth:
+    """Values and gradients in float64, or wider; statistics=(mean, var) are constants where given."""
+    x, gamma, beta, dy = (np.asarray(v, wide) for v in (x, gamma, beta, dy))
     x, dy = np.moveaxis(x, axis, -1), np.moveaxis(dy, axis, -1)
     axes = tuple(range(x.ndim - 1))
     if statistics is None:
@@ -30,7 +32,7 @@ def batch_norm(x, gamma, beta, dy, *, axis=1, eps=1e-5, relu=False, statistics=N
         mean = mean + (x - mean).mean(axes)
         var = ((x - mean) ** 2).mean(axes)
     else:
-        mean, var = (np.asarray(v, np.float64) for v in statistics)
+        mean, var = (np.asarray(v, wide) for v in statistics)
     inv_std = 1 / np.sqrt(var + eps)
     xhat = (x - mean) * inv_std
     z = xhat * gamma + beta
@@ -41,7 +43,8 @@ def batch_norm(x, gamma, beta, dy, *, axis=1, eps=1e-5, relu=False, statistics=N
     if statistics is None:
         dx = gamma * inv_std * (dy - dy.mean(axes) - xhat * (dy * xhat).mean(axes))
     y, dx, z = (np.moveaxis(v, -1, axis) for v in (np.maximum(z, 0) if relu else z, dx, z))
-    return Truth(y, dx, (dy * xhat).sum(axes), dy.sum(axes), mean, var, scale, z)
+    terms = np.abs(dy).sum(axes), np.abs(dy * xhat).sum(axes)
+    return Truth(y, dx, (dy * xhat).sum(axes), dy.sum(axes), mean, var, scale, z, terms)
 
 
 CASES = {

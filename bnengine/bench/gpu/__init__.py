@@ -13,7 +13,7 @@ from ... import provenance
 from .. import networks, tables
 from ..normalization import Shape
 from ..records import Record, Row
-from ..timing import Builder, Outcome, failed, rounded, time_is_over
+from ..timing import Builder, Outcome, failure, shorten, time_is_over
 from . import events, normalization, steps
 from .shared import clear
 
@@ -28,22 +28,18 @@ def run(options: Options, record: Record, tell: Callable[[str], None]) -> None:
         record["copy"] = events.copy(options.samples)
         record["clocks"] = {"start": provenance.gpu_clocks()}
         tell(tables.gpu_heading(record))
-        _parts(options, record, tell)
+        if options.measures("kernels"):
+            tell(tables.gpu_head(options.dtype, options.samples))
+            for group, shapes in options.groups().items():
+                for shape, work in itertools.product(shapes, normalization.TRAFFIC):
+                    _kernels(options, record, tell, group, shape, work)
+        if options.measures("steps"):
+            for network in steps.NETWORKS:
+                make = functools.partial(networks.Case, network, options.dtype, options.seed, "cupy")
+                rows = _measure(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
+                for line in tables.gpu_step_lines(rows, network.name, options.samples):
+                    tell(line)
         record["clocks"]["end"] = provenance.gpu_clocks()
-
-
-def _parts(options: Options, record: Record, tell: Callable[[str], None]) -> None:
-    if options.measures("kernels"):
-        tell(tables.gpu_head(options.dtype, options.samples))
-        for group, shapes in options.groups().items():
-            for shape, work in itertools.product(shapes, normalization.TRAFFIC):
-                _kernels(options, record, tell, group, shape, work)
-    if options.measures("steps"):
-        for network in steps.NETWORKS:
-            make = functools.partial(networks.Case, network, options.dtype, options.seed, "cupy")
-            rows = _measure(options, record, make, {"group": "steps", "case": network.name}, steps.BUILDERS)
-            for line in tables.gpu_step_lines(rows, network.name, options.samples):
-                tell(line)
 
 
 def _kernels(
@@ -68,7 +64,7 @@ def _measure(
         case = make()
         outcome = events.measure(case, builders, wanted=options.wanted, repeats=options.samples, clocks=clocks)
     except Exception as reason:  # noqa: BLE001  out of memory, or the device is lost
-        outcome = Outcome([], [failed("all", reason)])
+        outcome = Outcome([], [failure("all", reason)])
     about = about | {"dtype": options.dtype}
     rows = [about | row | {"group": f"{about['group']}, {row['clock']}"} for row in outcome.rows]
     if "work" in about:
@@ -83,5 +79,5 @@ def _of_copy(row: Row, least: float) -> Row:
     if row["clock"] == "call":
         return {}
     seconds = row["seconds"]
-    median, slow, fast = (rounded(least / part) for part in (seconds["median"], seconds["p80"], seconds["p20"]))
+    median, slow, fast = (shorten(least / part) for part in (seconds["median"], seconds["p80"], seconds["p20"]))
     return {"of_copy": {"median": median, "p20": slow, "p80": fast}}

@@ -11,7 +11,8 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..timing import Builder, Case, Contender, Outcome, check, compare, in_turn, rounded, spread
+from ..records import Row
+from ..timing import Builder, Case, Contender, Outcome, check, compare, in_turn, row, shorten, spread
 
 WARM_UPS = 10
 COPIED = 1 << 30
@@ -111,21 +112,10 @@ def measure(
     """Check, time on each clock and compare the contenders of a case. One that is wrong is not timed."""
     errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
     samples = take_samples(list(errors), repeats, clocks)
-    rows = []
+    rows: list[Row] = []
     for clock in clocks:
-        rows += compare(
-            [
-                {
-                    "clock": clock,
-                    "family": contender.family,
-                    "contender": contender.name,
-                    "error": rounded(error),
-                    "seconds": spread(samples[contender.name][clock]),
-                    "samples": samples[contender.name][clock],
-                }
-                for contender, error in errors.items()
-            ]
-        )
+        about: Row = {"clock": clock}
+        rows += compare([about | row(c, error, samples[c.name][clock]) for c, error in errors.items()])
     return Outcome(rows, left_out)
 
 
@@ -138,7 +128,7 @@ def take_samples(
     for contender in in_turn(contenders, repeats):
         contender.prepare()
         for name, clock in clocks.items():
-            samples[contender.name][name].append(rounded(clock(contender, queued[contender.name])))
+            samples[contender.name][name].append(shorten(clock(contender, queued[contender.name])))
     return samples
 
 
@@ -166,5 +156,5 @@ def copy(repeats: int) -> dict[str, Any]:
         raise RuntimeError("the device's copy gives other values than it was given")
     samples = take_samples([contender], repeats, {"warm": warm})[contender.name]["warm"]
     seconds = spread(samples)
-    bandwidth = rounded(2 * COPIED / seconds["median"])
+    bandwidth = shorten(2 * COPIED / seconds["median"])
     return {"bytes": COPIED, "bytes_per_second": bandwidth, "seconds": seconds, "samples": samples}

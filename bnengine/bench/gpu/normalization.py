@@ -15,7 +15,7 @@ from ...kernels import cuda, reference
 from ...kernels.cuda.layout import laid_out, memory
 from ..normalization import EPS, Shape, as_written, largest_error
 from ..timing import COMPILED, JAX, OURS, PORTABLE, PYTORCH, REFERENCE, Builder, Contender
-from .shared import dtype_of, from_tensor, jax_array, tensor, tied
+from .shared import dtype_of, from_tensor, jax_array, tensor, with_current_stream
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 """Errors that are allowed, as a part of the largest value: they tell a wrong function, not a less exact one."""
@@ -145,15 +145,9 @@ def _torch(case: Case) -> Iterator[Contender]:
         calls: dict[str, Callable[[], Any]] = {
             "inference": lambda: (torch.nn.functional.batch_norm(x, mean, var, gamma, beta, eps=EPS),),
             "training forward": forward,
-            "backward": functools.partial(_pulled, forward()[0], leaves, dy),
+            "backward": functools.partial(torch.autograd.grad, forward()[0], leaves, dy, retain_graph=True),
         }
         yield _torch_contender(case, PYTORCH, calls[case.work], variant, prepare=prepare)
-
-
-def _pulled(y: Any, leaves: list[Any], dy: Any) -> Any:
-    import torch
-
-    return torch.autograd.grad(y, leaves, dy, retain_graph=True)
 
 
 def _torch_compiled(case: Case) -> Iterator[Contender]:
@@ -212,7 +206,10 @@ def _jax(case: Case) -> Iterator[Contender]:
         return [got[0].view(case.x.dtype), *got[1:]]
 
     yield case.contender(
-        JAX, lambda: function(x, *rest), taken=taken, on_stream=tied(lambda x: function(x, *rest), case.x)
+        JAX,
+        lambda: function(x, *rest),
+        taken=taken,
+        on_stream=with_current_stream(lambda x: function(x, *rest), case.x),
     )
 
 

@@ -48,7 +48,7 @@ def jax_array(a: Array) -> Any:
     return _shared(jax.dlpack.from_dlpack, a, "JAX", lambda bits: bits)
 
 
-def tied(call: Callable[[Any], Any], x: Array) -> Callable[[], None]:
+def with_current_stream(call: Callable[[Any], Any], x: Array) -> Callable[[], None]:
     """`call`, which waits for the current stream as x comes from there, and is waited for as its result goes there."""
     import jax
 

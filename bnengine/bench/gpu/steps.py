@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import networks, peers, steps
 from ..timing import COMPILED, JAX, OURS, PYTORCH, Builder, Contender
-from .shared import jax_array, tensor, tied
+from .shared import jax_array, tensor, with_current_stream
 
 NETWORKS = (
     networks.Network((784, 256, 256, 256, 10), 128),
@@ -49,7 +49,7 @@ def _jax(case: networks.Case) -> Iterator[Contender]:
 
         def on_stream(held: Any = held, turn: Any = turn) -> None:
             (x, _), labels = next(turn)
-            tied(lambda x: held(x, labels), x)()
+            with_current_stream(lambda x: held(x, labels), x)()
 
         made = case.contender(JAX, held, variant, asarray=jax_array)
         yield dataclasses.replace(made, on_stream=on_stream)

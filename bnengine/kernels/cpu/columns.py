@@ -10,7 +10,7 @@ from ..._typing import Array
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import column_loops
-from .coefficients import add_parts, merge_parts
+from .coefficients import merge_parts
 from .column_loops import ROWS
 from .layout import Layout
 
@@ -19,6 +19,11 @@ LONGEST = 512  # values of a wide row at most, unless one pattern is longer: its
 
 class Columns(Layout):
     """(rows, C, length) with short `length`. Blocks are whole wide rows; the last has what is left at the end."""
+
+    normalize_block = staticmethod(column_loops.normalize)
+    sum_block = staticmethod(column_loops.sums)
+    input_gradient_block = staticmethod(column_loops.input_gradient)
+    streams = True
 
     def __init__(self, shape: tuple[int, int, int], itemsize: int) -> None:
         rows, self.channels, self.length = shape
@@ -32,7 +37,10 @@ class Columns(Layout):
         unit = math.lcm(self.width, n)  # values; so that blocks begin where results are aligned
         parts = max(1, min(self.size // unit, workers.parts(self.size)))
         stops = [b * unit for _, b in workers.ranges(self.size // unit, parts)]
-        self.blocks = list(zip([0, *stops[:-1]], [*stops[:-1], self.rows * self.width], strict=True))
+        self.blocks: list[tuple[int, int]] = list(
+            zip([0, *stops[:-1]], [*stops[:-1], self.rows * self.width], strict=True)
+        )
+        self.parts = len(self.blocks)
 
     def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
         if len(self.blocks) > 1:
@@ -64,38 +72,11 @@ class Columns(Layout):
         column_loops.merge_positions(x, self.rows, self.width, self.length, parts[0], totals)
         return self.finish_moments(totals, x.dtype)
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
-        y = memory.empty_like(x)
-        streaming = memory.past_cache(2 * x.nbytes)
-
-        def task(i: int) -> None:
-            column_loops.normalize(x, *self._whole(i), self.width, coefficients, relu, streaming, y)
-
-        workers.run(task, len(self.blocks), backwards=True)
-        return y
-
     def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        parts = np.empty((len(self.blocks), 2, self.positions))
-
-        def task(i: int) -> None:
-            column_loops.sums(dy, x, *self._whole(i), self.width, coefficients, relu, parts[i])
-
-        workers.run(task, len(self.blocks))
-        add_parts(parts)
         totals = np.empty((2, self.channels))
-        column_loops.add_positions(x, self.width, self.length, parts[0], totals)
+        column_loops.add_positions(x, self.width, self.length, super().totals(dy, x, coefficients, relu), totals)
         return totals
 
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        dx = memory.empty_like(x)
-        streaming = memory.past_cache(3 * x.nbytes)
-
-        def task(i: int) -> None:
-            column_loops.input_gradient(dy, x, *self._whole(i), self.width, coefficients, relu, streaming, dx)
-
-        workers.run(task, len(self.blocks), backwards=True)
-        return dx
-
-    def _whole(self, i: int) -> tuple[int, int]:
+    def place(self, i: int) -> tuple[int, int, int]:
         start, stop = self.blocks[i]
-        return start, self.size if i == len(self.blocks) - 1 else stop
+        return start, self.size if i == len(self.blocks) - 1 else stop, self.width

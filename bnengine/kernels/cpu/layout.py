@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any, ClassVar
+
 import numpy as np
 
 from ..._typing import Array
+from .. import memory, workers
 from ..reference import Affine, Moments
-from .coefficients import finish_moments, finish_sums, gradient_coefficients, line_coefficients
+from .coefficients import add_parts, finish_moments, finish_sums, gradient_coefficients, line_coefficients
 
 
 class Layout:
     """One shape: how it is divided into blocks, by the shape alone, and the kernels over all of them.
 
-    A subclass has `moments`, `normalize`, `totals` and `input_gradient`.
+    A subclass has `moments`, and the compiled loops over one block.
     """
 
+    normalize_block: ClassVar[staticmethod[..., None]]
+    sum_block: ClassVar[staticmethod[..., None]]
+    input_gradient_block: ClassVar[staticmethod[..., None]]
+
+    blocks: list[Any]
+    parts: int
+    """Into how many the values of a channel are divided: one after another, each by as many blocks."""
+    positions: int
+    """Sums of a part."""
+    streams: bool
+    """Whether results may be written past the caches."""
     channels: int
     count: int
     """Values for each channel."""
@@ -23,18 +37,45 @@ class Layout:
     length: int
     """How often a channel's coefficients stand side by side."""
 
+    def place(self, i: int) -> tuple[Any, ...]:
+        """Where block i is, as its loops take it."""
+        raise NotImplementedError
+
     def moments(self, x: Array) -> Moments:
         raise NotImplementedError
 
     def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
-        raise NotImplementedError
+        y, streaming = memory.empty_like(x), self.streaming(2 * x.nbytes)
+
+        def task(i: int) -> None:
+            self.normalize_block(x, *self.place(i), coefficients, relu, streaming, y)
+
+        workers.run(task, len(self.blocks), backwards=True)
+        return y
 
     def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        """Rows sum(dy), sum(dy * (x - mean)) of each channel, in float64."""
-        raise NotImplementedError
+        """Rows sum(dy), sum(dy * (x - mean)), in float64, of each position."""
+        parts = np.empty((self.parts, 2, self.positions))
+
+        def task(i: int) -> None:
+            self.sum_block(dy, x, *self.place(i), coefficients, relu, parts[i * self.parts // len(self.blocks)])
+
+        workers.run(task, len(self.blocks))
+        add_parts(parts)
+        return parts[0]
 
     def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        raise NotImplementedError
+        dx, streaming = memory.empty_like(x), self.streaming(3 * x.nbytes)
+
+        def task(i: int) -> None:
+            self.input_gradient_block(dy, x, *self.place(i), coefficients, relu, streaming, dx)
+
+        workers.run(task, len(self.blocks), backwards=True)
+        return dx
+
+    def streaming(self, traffic: int) -> bool:
+        """Whether a pass that moves so many bytes writes past the caches."""
+        return self.streams and memory.past_cache(traffic)
 
     def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
         m = self.moments(x)

@@ -6,6 +6,8 @@ the first-level cache) are summed about the mean so far and merged in float64.
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import numpy as np
 
 from ..._typing import Array
@@ -16,10 +18,17 @@ from .vectors import fence, lanes, last, load, splat, store, stream, total, wher
 VALUES = 4096  # summed in the dtype of x
 FIRST = 128  # from which the first center is taken
 
+Runs: TypeAlias = tuple[int, int, int, int]
+"""Where the first begins, how far the next is, how many there are, and the length of each."""
+
+Line: TypeAlias = tuple[float, float, float]
+"""(mean, scale, shift): y = (x - mean) * scale + shift."""
+
 
 @compiled
-def _sums_about(x: Array, start: int, step: int, planes: int, length: int, center: float) -> tuple[float, float]:
-    """sum(x - center), sum((x - center)^2) over runs of `length` values, `step` apart."""
+def _sums_about(x: Array, runs: Runs, center: float) -> tuple[float, float]:
+    """sum(x - center), sum((x - center)^2)."""
+    start, step, planes, length = runs
     c, zero = splat(center), splat(x.dtype.type(0))
     s0, s1, s2, s3 = zero, zero, zero, zero
     q0, q1, q2, q3 = zero, zero, zero, zero
@@ -46,21 +55,22 @@ def _sums_about(x: Array, start: int, step: int, planes: int, length: int, cente
 
 
 @compiled
-def moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[float, float]:
+def moments(x: Array, runs: Runs) -> tuple[float, float]:
     """Mean of one channel and the sum of squares about it."""
+    start, step, planes, length = runs
     together = max(1, VALUES // length)
     # The first center is the first value, corrected: a constant channel then has exactly its value as mean.
     center = x[start]
     first = min(planes, max(1, FIRST // length))
     piece = min(length, FIRST)
-    s, q = _sums_about(x, start, step, first, piece, center)
+    s, q = _sums_about(x, (start, step, first, piece), center)
     center += x.dtype.type(s / (first * piece))
     mean, square, done = np.float64(center), 0.0, 0.0
     for plane in range(0, planes, together):
         for i in range(0, length, VALUES):
-            runs, size = min(together, planes - plane), min(VALUES, length - i)
-            s, q = _sums_about(x, start + plane * step + i, step, runs, size, center)
-            count = np.float64(runs * size)
+            some, size = min(together, planes - plane), min(VALUES, length - i)
+            s, q = _sums_about(x, (start + plane * step + i, step, some, size), center)
+            count = np.float64(some * size)
             n = done + count
             d = (center - mean) + s / count
             mean += d * (count / n)
@@ -71,19 +81,8 @@ def moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[
 
 
 @compiled
-def normalize(
-    x: Array,
-    start: int,
-    step: int,
-    planes: int,
-    length: int,
-    mean: float,
-    scale: float,
-    shift: float,
-    relu: bool,
-    streaming: bool,
-    y: Array,
-) -> None:
+def normalize(x: Array, runs: Runs, line: Line, relu: bool, streaming: bool, y: Array) -> None:
+    (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, n = splat(mean), splat(scale), splat(shift), lanes(x)
     for plane in range(planes - 1, -1, -1):  # backwards: the pass before has left the end in cache
         first, stop = start + plane * step, start + plane * step + length
@@ -114,19 +113,9 @@ def normalize(
 
 
 @compiled
-def _sums(
-    dy: Array,
-    x: Array,
-    start: int,
-    step: int,
-    planes: int,
-    length: int,
-    mean: float,
-    scale: float,
-    shift: float,
-    relu: bool,
-) -> tuple[float, float]:
-    """sum(dy), sum(dy * (x - mean)) over runs of `length` values, `step` apart."""
+def _sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
+    """sum(dy), sum(dy * (x - mean))."""
+    (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, zero = splat(mean), splat(scale), splat(shift), splat(x.dtype.type(0))
     s0, s1, q0, q1 = zero, zero, zero, zero
     n = lanes(x)
@@ -156,26 +145,16 @@ def _sums(
 
 
 @compiled
-def sums(
-    dy: Array,
-    x: Array,
-    start: int,
-    step: int,
-    planes: int,
-    length: int,
-    mean: float,
-    scale: float,
-    shift: float,
-    relu: bool,
-) -> tuple[float, float]:
+def sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
     """The same of one channel, in float64 from one group of about 4096 values to the next."""
+    start, step, planes, length = runs
     together = max(1, VALUES // length)
     s, q = 0.0, 0.0
     for plane in range(0, planes, together):
-        runs = min(together, planes - plane)
+        some = min(together, planes - plane)
         for i in range(0, length, VALUES):
             at, size = start + plane * step + i, min(VALUES, length - i)
-            ds, dq = _sums(dy, x, at, step, runs, size, mean, scale, shift, relu)
+            ds, dq = _sums(dy, x, (at, step, some, size), line, relu)
             s += ds
             q += dq
     return s, q
@@ -183,21 +162,9 @@ def sums(
 
 @compiled
 def input_gradient(
-    dy: Array,
-    x: Array,
-    start: int,
-    step: int,
-    planes: int,
-    length: int,
-    mean: float,
-    scale: float,
-    shift: float,
-    slope: float,
-    offset: float,
-    relu: bool,
-    streaming: bool,
-    dx: Array,
+    dy: Array, x: Array, runs: Runs, line: Line, slope: float, offset: float, relu: bool, streaming: bool, dx: Array
 ) -> None:
+    (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, u, w, n = splat(mean), splat(scale), splat(shift), splat(slope), splat(offset), lanes(x)
     for plane in range(planes - 1, -1, -1):
         first, stop = start + plane * step, start + plane * step + length

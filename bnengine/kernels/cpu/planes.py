@@ -21,7 +21,6 @@ from .coefficients import (
     SCALE,
     SHIFT,
     SLOPE,
-    add_parts,
     merge_parts,
     scale_and_shift,
     slope_and_offset,
@@ -44,60 +43,48 @@ LONG = 1 << 12  # bytes of a plane from which its ends, which share cache lines 
 
 
 @compiled
-def moments(x: Array, shape: Shape, block: Block, mean: Array, square: Array) -> None:
+def _runs(shape: Shape, block: Block, c: int) -> plane_loops.Runs:
+    step = shape[1] * shape[2]
+    return block[0] * step + c * shape[2], step, block[1] - block[0], shape[2]
+
+
+@compiled
+def _line(coefficients: Array, c: int) -> plane_loops.Line:
+    return coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
+
+
+@compiled
+def moments(x: Array, shape: Shape, block: Block, out: Array) -> None:
     """Mean and sum of squares about it, in float64, over the block's samples."""
-    n0, n1, c0, c1 = block
-    length, step = shape[2], shape[1] * shape[2]
-    for c in range(c0, c1):
-        mean[c], square[c] = plane_loops.moments(x, n0 * step + c * length, step, n1 - n0, length)
+    for c in range(block[2], block[3]):
+        out[0, c], out[1, c] = plane_loops.moments(x, _runs(shape, block, c))
 
 
 @compiled
 def normalize(x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, streaming: bool, y: Array) -> None:
-    n0, n1, c0, c1 = block
-    length, step = shape[2], shape[1] * shape[2]
-    for c in range(c0, c1):
-        m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
-        plane_loops.normalize(x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu, streaming, y)
+    for c in range(block[2], block[3]):
+        plane_loops.normalize(x, _runs(shape, block, c), _line(coefficients, c), relu, streaming, y)
 
 
 @compiled
-def sums(
-    dy: Array,
-    x: Array,
-    shape: Shape,
-    block: Block,
-    coefficients: Array,
-    relu: bool,
-    sum_dy: Array,
-    sum_dy_x: Array,
-) -> None:
+def sums(dy: Array, x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, out: Array) -> None:
     """sum(dy) and sum(dy * (x - mean)), in float64, over the block's samples."""
-    n0, n1, c0, c1 = block
-    length, step = shape[2], shape[1] * shape[2]
-    for c in range(c0, c1):
-        m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
-        sum_dy[c], sum_dy_x[c] = plane_loops.sums(dy, x, n0 * step + c * length, step, n1 - n0, length, m, a, b, relu)
+    for c in range(block[2], block[3]):
+        out[0, c], out[1, c] = plane_loops.sums(dy, x, _runs(shape, block, c), _line(coefficients, c), relu)
 
 
 @compiled
 def input_gradient(
-    dy: Array,
-    x: Array,
-    shape: Shape,
-    block: Block,
-    coefficients: Array,
-    relu: bool,
-    streaming: bool,
-    dx: Array,
+    dy: Array, x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, streaming: bool, dx: Array
 ) -> None:
-    n0, n1, c0, c1 = block
-    length, step = shape[2], shape[1] * shape[2]
-    for c in range(c0, c1):
-        m, a, b = coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
-        u, w = coefficients[SLOPE, c], coefficients[OFFSET, c]
-        start = n0 * step + c * length
-        plane_loops.input_gradient(dy, x, start, step, n1 - n0, length, m, a, b, u, w, relu, streaming, dx)
+    for c in range(block[2], block[3]):
+        runs, line, u, w = (
+            _runs(shape, block, c),
+            _line(coefficients, c),
+            coefficients[SLOPE, c],
+            coefficients[OFFSET, c],
+        )
+        plane_loops.input_gradient(dy, x, runs, line, u, w, relu, streaming, dx)
 
 
 # ---- both passes over the channels of one block of all samples
@@ -118,16 +105,14 @@ def forward(
     var: Array,
     y: Array,
 ) -> None:
-    samples, channels, length = shape
-    step = channels * length
     for c in range(block[2], block[3]):
-        m, s = plane_loops.moments(x, c * length, step, samples, length)
+        runs = _runs(shape, block, c)
+        m, s = plane_loops.moments(x, runs)
         mean[c] = m
         remainder[c] = m - mean[c]
-        var[c] = s / (samples * length)
+        var[c] = s / (shape[0] * shape[2])
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
-        a, b = x.dtype.type(scale), x.dtype.type(shift)
-        plane_loops.normalize(x, c * length, step, samples, length, mean[c], a, b, relu, streaming, y)
+        plane_loops.normalize(x, runs, (mean[c], x.dtype.type(scale), x.dtype.type(shift)), relu, streaming, y)
 
 
 @compiled
@@ -147,17 +132,17 @@ def backward(
     dx: Array,
     sums: Array,
 ) -> None:
-    samples, channels, length = shape
-    step, count = channels * length, float(samples * length)
+    count = float(shape[0] * shape[2])
     for c in range(block[2], block[3]):
+        runs = _runs(shape, block, c)
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
-        a, b = x.dtype.type(scale), x.dtype.type(shift)
-        s, q = plane_loops.sums(dy, x, c * length, step, samples, length, mean[c], a, b, relu)
+        line = mean[c], x.dtype.type(scale), x.dtype.type(shift)
+        s, q = plane_loops.sums(dy, x, runs, line, relu)
         sums[0, c] = s
         sums[1, c] = sum_dy_xhat(s, q, remainder[c], var[c], eps)
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
         u, w = x.dtype.type(slope), x.dtype.type(offset)
-        plane_loops.input_gradient(dy, x, c * length, step, samples, length, mean[c], a, b, u, w, relu, streaming, dx)
+        plane_loops.input_gradient(dy, x, runs, line, u, w, relu, streaming, dx)
 
 
 class Planes(Layout):
@@ -167,12 +152,15 @@ class Planes(Layout):
     samples.
     """
 
+    normalize_block = staticmethod(normalize)
+    sum_block = staticmethod(sums)
+    input_gradient_block = staticmethod(input_gradient)
     length = 1
 
     def __init__(self, shape: Shape, itemsize: int) -> None:
         samples, channels, length = shape
         self.shape, self.channels, self.count = shape, channels, samples * length
-        self.coefficient_length = channels
+        self.coefficient_length = self.positions = channels
         parts = workers.parts(math.prod(shape))
         groups = min(channels, parts)
         self.parts = min(samples, -(-parts // groups)) if channels < FEW else 1
@@ -188,7 +176,7 @@ class Planes(Layout):
         if self.parts > 1:
             return super().forward(x, affine)
         y, m = memory.empty_like(x), Moments(*np.empty((3, self.channels), x.dtype))
-        streaming = self._streaming(2 * x.nbytes)
+        streaming = self.streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
             forward(x, self.shape, self.blocks[i], *affine, streaming, *m, y)
@@ -200,7 +188,7 @@ class Planes(Layout):
         if self.parts > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
-        streaming = self._streaming(3 * x.nbytes)
+        streaming = self.streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
             backward(dy, x, self.shape, self.blocks[i], *affine, streaming, *moments, dx, sums)
@@ -213,41 +201,12 @@ class Planes(Layout):
         each = len(self.blocks) // self.parts
 
         def task(i: int) -> None:
-            moments(x, self.shape, self.blocks[i], *parts[i // each])
+            moments(x, self.shape, self.blocks[i], parts[i // each])
 
         workers.run(task, len(self.blocks))
         counts = np.asarray([float((b[1] - b[0]) * self.shape[2]) for b in self.blocks[::each]])
         merge_parts(counts, parts)
         return self.finish_moments(parts[0], x.dtype)
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
-        y, streaming = memory.empty_like(x), self._streaming(2 * x.nbytes)
-
-        def task(i: int) -> None:
-            normalize(x, self.shape, self.blocks[i], coefficients, relu, streaming, y)
-
-        workers.run(task, len(self.blocks), backwards=True)
-        return y
-
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        parts = np.empty((self.parts, 2, self.channels))
-        each = len(self.blocks) // self.parts
-
-        def task(i: int) -> None:
-            sums(dy, x, self.shape, self.blocks[i], coefficients, relu, *parts[i // each])
-
-        workers.run(task, len(self.blocks))
-        add_parts(parts)
-        return parts[0]
-
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
-        dx, streaming = memory.empty_like(x), self._streaming(3 * x.nbytes)
-
-        def task(i: int) -> None:
-            input_gradient(dy, x, self.shape, self.blocks[i], coefficients, relu, streaming, dx)
-
-        workers.run(task, len(self.blocks), backwards=True)
-        return dx
-
-    def _streaming(self, traffic: int) -> bool:
-        return self.streams and memory.past_cache(traffic)
+    def place(self, i: int) -> tuple[Shape, Block]:
+        return self.shape, self.blocks[i]

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -56,60 +55,46 @@ def warmup(*dtypes: str) -> str:
 # ---- batch normalisation
 
 
-def _path(x: Dense, *others: Array) -> ModuleType:
-    """The kernels on wide loads where they take x and what lies as it does, else the portable ones."""
-    return wide if wide.takes(x, *others) else portable
-
-
 @device.on_device
-def moments(x: Array, axis: int) -> Moments:
+def _run(x: Array, name: str, axis: int, *rest: Any, dy: Array | None = None) -> Any:
+    """The kernel on wide loads where it takes x and what lies as x does, else the portable one."""
     dense = laid_out(x, axis)
-    m: Moments = _path(dense).moments(dense)
+    others = () if dy is None else (memory(dy, dense.order),)
+    kernels = wide if wide.takes(dense, *others) else portable
+    return getattr(kernels, name)(*others, dense, *rest)
+
+
+def moments(x: Array, axis: int) -> Moments:
+    m: Moments = _run(x, "moments", axis)
     return m
 
 
-@device.on_device
 def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
-    dense = laid_out(x, axis)
-    return _path(dense).normalize(dense, moments, affine)
+    return _run(x, "normalize", axis, moments, affine)
 
 
-@device.on_device
 def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
-    dense = laid_out(x, axis)
-    dy = memory(dy, dense.order)
-    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
+    sums: tuple[Array, Array] = _run(x, "gradient_sums", axis, moments, affine, dy=dy)
     return sums
 
 
-@device.on_device
 def input_gradient(
     dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
-    dense = laid_out(x, axis)
-    dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, affine)
+    return _run(x, "input_gradient", axis, moments, sums, count, affine, dy=dy)
 
 
-@device.on_device
 def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
-    dense = laid_out(x, axis)
-    dy = memory(dy, dense.order)
-    return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, affine)
+    return _run(x, "input_gradient", axis, moments, None, 1, affine, dy=dy)
 
 
-@device.on_device
 def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
-    dense = laid_out(x, axis)
-    result: tuple[Array, Moments] = _path(dense).forward(dense, affine)
+    result: tuple[Array, Moments] = _run(x, "forward", axis, affine)
     return result
 
 
-@device.on_device
 def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
-    dense = laid_out(x, axis)
-    dy = memory(dy, dense.order)
-    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, affine)
+    result: tuple[Array, tuple[Array, Array]] = _run(x, "backward", axis, moments, affine, dy=dy)
     return result
 
 

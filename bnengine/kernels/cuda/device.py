@@ -44,20 +44,10 @@ def kernel(name: str) -> Any:
     """An ElementwiseKernel or ReductionKernel of `sources.KERNELS`."""
     spec = KERNELS[name]
     if isinstance(spec, Reduction):
-        return cupy.ReductionKernel(
-            spec.inputs,
-            spec.outputs,
-            spec.map,
-            spec.reduce,
-            spec.finish,
-            spec.identity,
-            f"bnengine_{name}",
-            reduce_type=spec.reduce_type,
-            preamble=preamble(spec),
-        )
-    return cupy.ElementwiseKernel(
-        spec.inputs, spec.outputs, spec.operation, f"bnengine_{name}", preamble=preamble(spec), no_return=True
-    )
+        *parts, reduce_type, _ = spec
+        return cupy.ReductionKernel(*parts, f"bnengine_{name}", reduce_type=reduce_type, preamble=preamble(spec))
+    *parts, _ = spec
+    return cupy.ElementwiseKernel(*parts, f"bnengine_{name}", preamble=preamble(spec), no_return=True)
 
 
 @functools.cache

@@ -55,7 +55,7 @@ ptrdiff_t c = walk.channel;
 Channel<M> channel(mean[c], remainder[c], var[c], has_gamma ? (M)gamma[c] : M(1), has_beta ? (M)beta[c] : M(0), (M)eps);
 """
 
-_NORMALIZATION: Specs = {
+KERNELS: Specs = {
     "normalize": Elementwise(
         f"raw T x, {_CHANNEL}, bool relu, {_WALK}",
         "raw T y",
@@ -121,11 +121,6 @@ share_dy_xhat = share.dy_xhat""",
 new_var = var + (batch_var * (M)unbiased - var) * (M)weight""",
         "normalization.cuh",
     ),
-}
-
-# ---- sigmoid
-
-_NETWORK: Specs = {
     "sigmoid": Elementwise("T x", "T y", "y = T(logistic((wide<T>::type)x))", "arithmetic.cuh network.cuh"),
     "sigmoid_backward": Elementwise(
         "T y, T dy",
@@ -134,8 +129,6 @@ _NETWORK: Specs = {
         "arithmetic.cuh network.cuh",
     ),
 }
-
-KERNELS: Specs = {**_NORMALIZATION, **_NETWORK}
 """The kernels that CuPy generates, by name."""
 
 _TILES = "cluster.cuh tiles.cuh"
@@ -160,9 +153,6 @@ def preamble(spec: Spec) -> str:
 
 def fingerprints() -> dict[str, str]:
     """A hash of each kernel's source: a record of a run on hardware holds them, so that changes since show."""
-    return {name: _fingerprint(name, spec) for name, spec in {**KERNELS, **RAW}.items()}
-
-
-def _fingerprint(name: str, spec: Spec) -> str:
-    text = "\0".join((type(spec).__name__, name, *spec, preamble(spec)))
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    specs: dict[str, Spec] = {**KERNELS, **RAW}
+    texts = {name: "\0".join((type(s).__name__, name, *s, preamble(s))) for name, s in specs.items()}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in texts.items()}

@@ -85,7 +85,7 @@ def _update(kernel: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None
 
 @device.on_device
 def _launch(g: Array, rule: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None:
-    dense = [_dense(leaf) for leaf in leaves]
+    dense = [leaf._replace(written=tuple(map(_in_order, leaf.written)), g=_in_order(leaf.g)) for leaf in leaves]
     ends = list(itertools.accumulate(-(-leaf.g.size // CHUNK) for leaf in dense))
     p, *slots = leaves[0].written
     if ends[-1]:
@@ -100,12 +100,8 @@ def _launch(g: Array, rule: str, leaves: list[Leaf], scalars: tuple[float, ...])
                 a[...] = values
 
 
-def _dense(leaf: Leaf) -> Leaf:
-    """The leaf in C order: copies where its arrays lie otherwise."""
-    return leaf._replace(written=tuple(map(_in_order, leaf.written)), g=_in_order(leaf.g))
-
-
 def _in_order(a: Array) -> Array:
+    """The array in C order: a copy where it lies otherwise."""
     return a if a.flags.c_contiguous else a.copy(order="C")
 
 
