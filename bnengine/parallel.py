@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_array
 
-from ._typing import Array
+from ._typing import ArrayT, Native
 from .backends import as_numpy
 
 KINDS = ("none", "mpi", "nccl")
@@ -58,7 +58,7 @@ class Communicator(ABC):
         self.bytes = 0
         """Size of the arrays that this rank gave to them."""
 
-    def sum(self, a: Array, /) -> Array:
+    def sum(self, a: ArrayT, /) -> ArrayT:
         """The sum over ranks of arrays of one shape and dtype: a new array on every rank, in a's library and place."""
         self.reductions += 1
         self.bytes += a.dtype.itemsize * int(np.prod(a.shape))
@@ -132,7 +132,7 @@ class Communicator(ABC):
         raise SystemExit(status)
 
     @abstractmethod
-    def _sum(self, a: Array) -> Array: ...
+    def _sum(self, a: Native) -> Native: ...
 
     @abstractmethod
     def _gather(self, raw: bytes) -> list[bytes]: ...
@@ -147,7 +147,7 @@ class Alone(Communicator):
     def __init__(self) -> None:
         super().__init__(0, 1)
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         return a
 
     def _gather(self, raw: bytes) -> list[bytes]:
@@ -187,7 +187,7 @@ class Mpi(Communicator):
         self._comm.Abort(status)
         os._exit(status)  # where the launcher is slow to end this process too
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         if self._takes_device_memory and is_cupy_array(a):
             xp = array_namespace(a)
             source, total = xp.ascontiguousarray(a), xp.empty(a.shape, dtype=a.dtype)
@@ -242,7 +242,7 @@ class Nccl(Communicator):
         """Over MPI."""
         self._control.abort(status)
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         if not is_cupy_array(a):
             return self._control.sum(a)
         import cupy

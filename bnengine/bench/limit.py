@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Native
 from ..kernels import memory, workers
 from .timing import COPY, Contender, threads
 
@@ -20,7 +20,7 @@ MINIMUM = 5
 class _Array(Protocol):
     """A case that has an array."""
 
-    x: Array
+    x: Native
 
 
 def copies(case: _Array) -> Iterator[Contender]:
@@ -49,7 +49,7 @@ def copies(case: _Array) -> Iterator[Contender]:
     yield into_kept(f"{threads(workers.threads())}, past the caches", lambda: _in_blocks(stream, kept, flat))
 
 
-def _in_blocks(copy: Any, to: Array, source: Array) -> None:
+def _in_blocks(copy: Any, to: Native, source: Native) -> None:
     size, step = source.size, memory.ALIGNMENT
     blocks = [
         (first * step, size if last == size // step else last * step)
@@ -69,7 +69,7 @@ def _streaming() -> Any:
     from ..kernels.cpu.vectors import fence, lanes, load, stream
 
     @compiled
-    def copy(to: Array, source: Array) -> None:
+    def copy(to: Native, source: Native) -> None:
         width = lanes(to)
         whole = to.size // width * width
         for i in range(0, whole, width):

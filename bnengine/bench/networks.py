@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Native
 from ..backends import as_numpy, backend
 from ..networks import mlp
 from .timing import Contender
@@ -72,12 +72,14 @@ class Case:
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
         self.backend = backend(library, dtype=dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
-        self.batches = [(self.backend.asarray(x), self.backend.asarray(labels)) for x, labels in drawn]
+        self.batches: list[tuple[Native, Native]] = [
+            (self.backend.asarray(x), self.backend.asarray(y)) for x, y in drawn
+        ]
 
-    def layers(self) -> list[dict[str, Array]]:
+    def layers(self) -> list[dict[str, Native]]:
         """The first parameters, anew: weight and gamma, beta or bias of each layer, the output layer last."""
         params, _ = self.net.init(0, backend=self.backend)
-        found: list[dict[str, Array]] = []
+        found: list[dict[str, Native]] = []
         for key in sorted(params, key=int):
             if "weight" in params[key]:
                 found.append({})
@@ -102,7 +104,7 @@ class Case:
         step: Step,
         variant: str = "",
         prepare: Callable[[], Any] | None = None,
-        asarray: Callable[[Array], Any] = lambda array: array,
+        asarray: Callable[[Native], Any] = lambda array: array,
     ) -> Contender:
         """One that goes through the batches, which `asarray` makes the library's own."""
         batches = [(asarray(x), asarray(labels)) for x, labels in self.batches]
@@ -133,10 +135,10 @@ class Written:
         self.steps = 0
 
     @property
-    def _normalized(self) -> list[dict[str, Array]]:
+    def _normalized(self) -> list[dict[str, Native]]:
         return self.layers[:-1] if self.network.norm else []
 
-    def __call__(self, x: Array, labels: Array) -> Any:
+    def __call__(self, x: Native, labels: Native) -> Any:
         a, saved = x, []
         for i, layer in enumerate(self.layers[:-1]):
             z, norm = a @ layer["weight"], None
@@ -156,7 +158,7 @@ class Written:
         self._update(self._backward(p / len(x), a, saved))
         return loss
 
-    def _normalize(self, i: int, z: Array) -> tuple[Array, Any]:
+    def _normalize(self, i: int, z: Native) -> tuple[Native, Any]:
         p, running, n = self.layers[i], self.running[i], len(z)
         mean, var = z.mean(axis=0), z.var(axis=0)
         running["mean"] = (1 - MOMENTUM) * running["mean"] + MOMENTUM * mean
@@ -165,7 +167,7 @@ class Written:
         xhat = (z - mean) * inv_std
         return p["gamma"] * xhat + p["beta"], (xhat, inv_std)
 
-    def _backward(self, d: Array, last: Array, saved: list[Any]) -> list[dict[str, Array]]:
+    def _backward(self, d: Native, last: Native, saved: list[Any]) -> list[dict[str, Native]]:
         grads = [{"weight": last.T @ d, "bias": d.sum(axis=0)}]
         for i in reversed(range(len(saved))):
             a, norm, h = saved[i]
@@ -179,7 +181,7 @@ class Written:
             grads.insert(0, {"weight": a.T @ d, **grad})
         return grads
 
-    def _update(self, grads: list[dict[str, Array]]) -> None:
+    def _update(self, grads: list[dict[str, Native]]) -> None:
         self.steps += 1
         rate, b1, b2 = self.network.rate, ADAM["beta1"], ADAM["beta2"]
         for p, g, m, v in zip(self.layers, grads, self.first, self.second, strict=True):

@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import functional as F
 from .. import kernels
-from .._typing import Array
+from .._typing import Native
 from ..backends import as_numpy, backend
 from .limit import copies
 from .timing import (
@@ -81,13 +81,13 @@ def drawn(count: int, seed: int) -> list[Shape]:
 class Values(NamedTuple):
     """Results of a forward and a backward pass."""
 
-    y: Array
-    dx: Array
-    dgamma: Array
-    dbeta: Array
+    y: Native
+    dx: Native
+    dgamma: Native
+    dbeta: Native
 
 
-def largest_error(truth: Iterable[Array], results: Iterable[Array], but: Array | None = None) -> float:
+def largest_error(truth: Iterable[Native], results: Iterable[Native], but: Native | None = None) -> float:
     """The largest error of any result, as a part of that result's largest value, `but` for some of its places."""
     worst = 0.0
     for right, got in zip(truth, results, strict=False):
@@ -117,7 +117,7 @@ class Case:
         self.beta = rng.standard_normal(channels, kind)
 
     @functools.cached_property
-    def truth(self) -> tuple[Values, Array]:
+    def truth(self) -> tuple[Values, Native]:
         """Results in float64, and where the pre-activation is too near zero to say on which side it falls."""
         x, gamma, beta, dy = (a.astype(np.float64) for a in (self.x, self.gamma, self.beta, self.dy))
         values, z = as_written(x, gamma, beta, dy, self.axis)
@@ -157,7 +157,9 @@ def _engine(family: str, impl: str | None, case: Case) -> Iterator[Contender]:
 # ---- NumPy
 
 
-def as_written(x: Array, gamma: Array, beta: Array, dy: Array, axis: int, *, relu: bool = True) -> tuple[Values, Array]:
+def as_written(
+    x: Native, gamma: Native, beta: Native, dy: Native, axis: int, *, relu: bool = True
+) -> tuple[Values, Native]:
     """The equations as people write them in NumPy, and the pre-activation; of CuPy's arrays too."""
     axes = tuple(i for i in range(x.ndim) if i != axis)
     wide = tuple(x.shape[i] if i == axis else 1 for i in range(x.ndim))
@@ -239,13 +241,13 @@ def _jax(case: Case) -> Iterator[Contender]:
     axes = tuple(i for i in range(case.x.ndim) if i != case.axis)
     wide = tuple(-1 if i == case.axis else 1 for i in range(case.x.ndim))
 
-    def forward(x: Array, gamma: Array, beta: Array) -> Array:
+    def forward(x: Native, gamma: Native, beta: Native) -> Native:
         inv_std = jax.lax.rsqrt(x.var(axis=axes, keepdims=True) + EPS)
         xhat = (x - x.mean(axis=axes, keepdims=True)) * inv_std
         return jax.nn.relu(gamma.reshape(wide) * xhat + beta.reshape(wide))
 
     @jax.jit  # type: ignore[untyped-decorator]
-    def both(x: Array, gamma: Array, beta: Array, dy: Array) -> Values:
+    def both(x: Native, gamma: Native, beta: Native, dy: Native) -> Values:
         y, pull = jax.vjp(forward, x, gamma, beta)
         return Values(y, *pull(dy))
 

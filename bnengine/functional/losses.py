@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array
+from .._typing import Array, Native
 from ..arguments import one_of
 from ..kernels import select
 from . import checks
 
-Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+Loss: TypeAlias = Callable[[Native, Native], tuple[Array, Array]]
 """From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs."""
 
 

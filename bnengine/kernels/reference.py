@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array
+from .._typing import Array, DType
 
 
 class Moments(NamedTuple):
@@ -49,7 +49,7 @@ BLOCK = 16
 """Values that are added in order where there is no float64."""
 
 
-def statistics_dtype(x: Array) -> Array:
+def statistics_dtype(x: Array) -> DType:
     """float64 for float64, else float32."""
     xp = array_namespace(x)
     return xp.float64 if x.dtype == xp.float64 else xp.float32
@@ -190,7 +190,7 @@ def _sum(x: Array, axis: int) -> Array:
     return xp.sum(rows, axis=0)
 
 
-def _float64(x: Array) -> Array | None:
+def _float64(x: Array) -> DType | None:
     """float64, where the array's library and device have it."""
     xp = array_namespace(x)
     if x.dtype == xp.float64:
@@ -242,7 +242,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return loss, xp.astype((e / total - onehot) / rows, logits.dtype)
 
 
-def _onehot(labels: Array, classes: int, dtype: Array) -> Array:
+def _onehot(labels: Array, classes: int, dtype: DType) -> Array:
     """Row i is one at labels[i]; NaN throughout where the label is no class, so that it cannot pass unseen."""
     xp = array_namespace(labels)
     columns = xp.reshape(xp.arange(classes, dtype=labels.dtype, device=device(labels)), (1, -1))

@@ -62,7 +62,7 @@ class Problem:
         layer, backend = Standardize(dataset.features), make_backend("numpy")
         state = layer.measure(x, backend)
         x, x_validation, x_test = (
-            layer.forward({}, state, backend.asarray(rows), Context(training=False))[0]
+            as_numpy(layer.forward({}, state, backend.asarray(rows), Context(training=False))[0])
             for rows in (x, x_validation, dataset.x_test)
         )
         return cls(x, y, x_validation, y_validation, x_test, dataset.y_test, len(dataset.classes))

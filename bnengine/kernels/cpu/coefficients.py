@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from ..._typing import Array
+from ..._typing import Native
 from .compiling import compiled
 
 MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
@@ -66,7 +66,7 @@ def gradient(
 
 
 @compiled
-def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, var: Array) -> None:
+def finish_moments(totals: Native, count: float, mean: Native, remainder: Native, var: Native) -> None:
     """Rounded mean, what that lost, and biased variance; rows of totals: mean, sum of squares about it."""
     for c in range(mean.size):
         mean[c] = totals[0, c]
@@ -76,7 +76,7 @@ def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, v
 
 @compiled
 def line_coefficients(
-    mean: Array, remainder: Array, var: Array, gamma: Array, beta: Array, eps: float, length: int, out: Array
+    mean: Native, remainder: Native, var: Native, gamma: Native, beta: Native, eps: float, length: int, out: Native
 ) -> None:
     for c in range(mean.size):
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
@@ -88,7 +88,7 @@ def line_coefficients(
 
 
 @compiled
-def _spread(row: Array, channels: int, length: int) -> None:
+def _spread(row: Native, channels: int, length: int) -> None:
     """Each of the first `channels` values `length` times, then all that as often as there is room."""
     if length > 1:
         for c in range(channels - 1, -1, -1):
@@ -102,7 +102,7 @@ def _spread(row: Array, channels: int, length: int) -> None:
 
 
 @compiled
-def finish_sums(totals: Array, remainder: Array, var: Array, eps: float, sums: Array) -> None:
+def finish_sums(totals: Native, remainder: Native, var: Native, eps: float, sums: Native) -> None:
     """Rows sum(dy), sum(dy * xhat); rows of totals: sum(dy), sum(dy * (x - mean))."""
     for c in range(var.size):
         sums[0, c] = totals[0, c]
@@ -111,7 +111,7 @@ def finish_sums(totals: Array, remainder: Array, var: Array, eps: float, sums: A
 
 @compiled
 def gradient_coefficients(
-    sums: Array, count: float, remainder: Array, var: Array, gamma: Array, eps: float, length: int, out: Array
+    sums: Native, count: float, remainder: Native, var: Native, gamma: Native, eps: float, length: int, out: Native
 ) -> None:
     for c in range(var.size):
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
@@ -125,7 +125,7 @@ def gradient_coefficients(
 
 
 @compiled
-def merge_parts(counts: Array, parts: Array) -> None:
+def merge_parts(counts: Native, parts: Native) -> None:
     """Add the statistics of all parts, (parts, 2, n), to those of part 0 (Chan, Golub and LeVeque 1979)."""
     done = counts[0]
     for part in range(1, counts.size):
@@ -140,7 +140,7 @@ def merge_parts(counts: Array, parts: Array) -> None:
 
 
 @compiled
-def add_parts(parts: Array) -> None:
+def add_parts(parts: Native) -> None:
     """Add the sums of all parts, (parts, 2, n), to those of part 0."""
     for part in range(1, parts.shape[0]):
         for row in range(2):

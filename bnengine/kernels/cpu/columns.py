@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import column_loops
@@ -34,14 +34,14 @@ class Columns(Layout):
         stops = [b * unit for _, b in workers.ranges(self.size // unit, parts)]
         self.blocks = list(zip([0, *stops[:-1]], [*stops[:-1], self.rows * self.width], strict=True))
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
         if len(self.blocks) > 1:
             return super().forward(x, affine)
         y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
         column_loops.forward(x, self.width, self.length, *affine, memory.past_cache(2 * x.nbytes), statistics, y)
         return y, Moments(*statistics)
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -50,7 +50,7 @@ class Columns(Layout):
         )
         return dx, sums
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
         parts = np.zeros((len(self.blocks), 2, self.positions))
 
         def task(i: int) -> None:
@@ -64,7 +64,7 @@ class Columns(Layout):
         column_loops.merge_positions(x, self.rows, self.width, self.length, parts[0], totals)
         return self.finish_moments(totals, x.dtype)
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+    def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
         y = memory.empty_like(x)
         streaming = memory.past_cache(2 * x.nbytes)
 
@@ -74,7 +74,7 @@ class Columns(Layout):
         workers.run(task, len(self.blocks), backwards=True)
         return y
 
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         parts = np.empty((len(self.blocks), 2, self.positions))
 
         def task(i: int) -> None:
@@ -86,7 +86,7 @@ class Columns(Layout):
         column_loops.add_positions(x, self.width, self.length, parts[0], totals)
         return totals
 
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         dx = memory.empty_like(x)
         streaming = memory.past_cache(3 * x.nbytes)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from ..reference import Affine, Moments
 from .coefficients import finish_moments, finish_sums, gradient_coefficients, line_coefficients
 
@@ -23,24 +23,24 @@ class Layout:
     length: int
     """How often a channel's coefficients stand side by side."""
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
         raise NotImplementedError
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+    def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
         raise NotImplementedError
 
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         """Rows sum(dy), sum(dy * (x - mean)) of each channel, in float64."""
         raise NotImplementedError
 
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         raise NotImplementedError
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
         m = self.moments(x)
         return self.normalize(x, self.coefficients(m, affine), affine.relu), m
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
         coefficients = self.coefficients(moments, affine)
         sums = self.sums(dy, x, moments, coefficients, affine)
         self.add_slopes(coefficients, sums, self.count, moments, affine)
@@ -48,24 +48,24 @@ class Layout:
 
     # ---- between the passes
 
-    def finish_moments(self, totals: Array, dtype: Array) -> Moments:
+    def finish_moments(self, totals: Native, dtype: Native) -> Moments:
         """From rows mean and sum of squares about it, in float64."""
         m = Moments(*np.empty((3, self.channels), dtype))
         finish_moments(totals, float(self.count), *m)
         return m
 
-    def coefficients(self, moments: Moments, affine: Affine) -> Array:
+    def coefficients(self, moments: Moments, affine: Affine) -> Native:
         out = np.empty((5, self.coefficient_length), moments.mean.dtype)
         line_coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
         return out
 
-    def sums(self, dy: Array, x: Array, moments: Moments, coefficients: Array, affine: Affine) -> Array:
+    def sums(self, dy: Native, x: Native, moments: Moments, coefficients: Native, affine: Affine) -> Native:
         """Rows sum(dy), sum(dy * xhat) of each channel."""
         totals = self.totals(dy, x, coefficients, affine.relu)
         sums = np.empty((2, self.channels), x.dtype)
         finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
         return sums
 
-    def add_slopes(self, coefficients: Array, sums: Array, count: int, moments: Moments, affine: Affine) -> None:
+    def add_slopes(self, coefficients: Native, sums: Native, count: int, moments: Moments, affine: Affine) -> None:
         _, remainder, var = moments
         gradient_coefficients(sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .coefficients import gradient, normalized
 from .compiling import compiled
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
@@ -18,7 +18,7 @@ FIRST = 128  # from which the first center is taken
 
 
 @compiled
-def _sums_about(x: Array, start: int, step: int, planes: int, length: int, center: float) -> tuple[float, float]:
+def _sums_about(x: Native, start: int, step: int, planes: int, length: int, center: float) -> tuple[float, float]:
     """sum(x - center), sum((x - center)^2) over runs of `length` values, `step` apart."""
     c, zero = splat(center), splat(x.dtype.type(0))
     s0, s1, s2, s3 = zero, zero, zero, zero
@@ -46,7 +46,7 @@ def _sums_about(x: Array, start: int, step: int, planes: int, length: int, cente
 
 
 @compiled
-def moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[float, float]:
+def moments(x: Native, start: int, step: int, planes: int, length: int) -> tuple[float, float]:
     """Mean of one channel and the sum of squares about it."""
     together = max(1, VALUES // length)
     # The first center is the first value, corrected: a constant channel then has exactly its value as mean.
@@ -72,7 +72,7 @@ def moments(x: Array, start: int, step: int, planes: int, length: int) -> tuple[
 
 @compiled
 def normalize(
-    x: Array,
+    x: Native,
     start: int,
     step: int,
     planes: int,
@@ -82,7 +82,7 @@ def normalize(
     shift: float,
     relu: bool,
     streaming: bool,
-    y: Array,
+    y: Native,
 ) -> None:
     m, a, b, n = splat(mean), splat(scale), splat(shift), lanes(x)
     for plane in range(planes - 1, -1, -1):  # backwards: the pass before has left the end in cache
@@ -115,8 +115,8 @@ def normalize(
 
 @compiled
 def _sums(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     start: int,
     step: int,
     planes: int,
@@ -157,8 +157,8 @@ def _sums(
 
 @compiled
 def sums(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     start: int,
     step: int,
     planes: int,
@@ -183,8 +183,8 @@ def sums(
 
 @compiled
 def input_gradient(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     start: int,
     step: int,
     planes: int,
@@ -196,7 +196,7 @@ def input_gradient(
     offset: float,
     relu: bool,
     streaming: bool,
-    dx: Array,
+    dx: Native,
 ) -> None:
     m, a, b, u, w, n = splat(mean), splat(scale), splat(shift), splat(slope), splat(offset), lanes(x)
     for plane in range(planes - 1, -1, -1):

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import plane_loops
@@ -44,7 +44,7 @@ LONG = 1 << 12  # bytes of a plane from which its ends, which share cache lines 
 
 
 @compiled
-def moments(x: Array, shape: Shape, block: Block, mean: Array, square: Array) -> None:
+def moments(x: Native, shape: Shape, block: Block, mean: Native, square: Native) -> None:
     """Mean and sum of squares about it, in float64, over the block's samples."""
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
@@ -53,7 +53,9 @@ def moments(x: Array, shape: Shape, block: Block, mean: Array, square: Array) ->
 
 
 @compiled
-def normalize(x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, streaming: bool, y: Array) -> None:
+def normalize(
+    x: Native, shape: Shape, block: Block, coefficients: Native, relu: bool, streaming: bool, y: Native
+) -> None:
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
@@ -63,14 +65,14 @@ def normalize(x: Array, shape: Shape, block: Block, coefficients: Array, relu: b
 
 @compiled
 def sums(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     shape: Shape,
     block: Block,
-    coefficients: Array,
+    coefficients: Native,
     relu: bool,
-    sum_dy: Array,
-    sum_dy_x: Array,
+    sum_dy: Native,
+    sum_dy_x: Native,
 ) -> None:
     """sum(dy) and sum(dy * (x - mean)), in float64, over the block's samples."""
     n0, n1, c0, c1 = block
@@ -82,14 +84,14 @@ def sums(
 
 @compiled
 def input_gradient(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     shape: Shape,
     block: Block,
-    coefficients: Array,
+    coefficients: Native,
     relu: bool,
     streaming: bool,
-    dx: Array,
+    dx: Native,
 ) -> None:
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
@@ -105,18 +107,18 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array,
+    x: Native,
     shape: Shape,
     block: Block,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    y: Array,
+    mean: Native,
+    remainder: Native,
+    var: Native,
+    y: Native,
 ) -> None:
     samples, channels, length = shape
     step = channels * length
@@ -132,20 +134,20 @@ def forward(
 
 @compiled
 def backward(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     shape: Shape,
     block: Block,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    dx: Array,
-    sums: Array,
+    mean: Native,
+    remainder: Native,
+    var: Native,
+    dx: Native,
+    sums: Native,
 ) -> None:
     samples, channels, length = shape
     step, count = channels * length, float(samples * length)
@@ -184,7 +186,7 @@ class Planes(Layout):
         plane = length * itemsize  # bytes
         self.streams = plane % memory.ALIGNMENT == 0 or plane >= LONG
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
         if self.parts > 1:
             return super().forward(x, affine)
         y, m = memory.empty_like(x), Moments(*np.empty((3, self.channels), x.dtype))
@@ -196,7 +198,7 @@ class Planes(Layout):
         workers.run(task, len(self.blocks))
         return y, m
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
         if self.parts > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -208,7 +210,7 @@ class Planes(Layout):
         workers.run(task, len(self.blocks))
         return dx, sums
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
         parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
@@ -220,7 +222,7 @@ class Planes(Layout):
         merge_parts(counts, parts)
         return self.finish_moments(parts[0], x.dtype)
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+    def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
         y, streaming = memory.empty_like(x), self._streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
@@ -229,7 +231,7 @@ class Planes(Layout):
         workers.run(task, len(self.blocks), backwards=True)
         return y
 
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
@@ -240,7 +242,7 @@ class Planes(Layout):
         add_parts(parts)
         return parts[0]
 
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         dx, streaming = memory.empty_like(x), self._streaming(3 * x.nbytes)
 
         def task(i: int) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import reference
 from ..reference import Affine, Moments
 from . import device, plans, portable, wide
@@ -33,7 +33,7 @@ ONE_BLOCK = 256
 """Rows of logits that one block takes, so that no other has to be waited for."""
 
 
-def supports(x: Array) -> bool:
+def supports(x: Native) -> bool:
     """Whether the kernels take x as it is."""
     return x.dtype.name in DTYPES
 
@@ -56,67 +56,69 @@ def warmup(*dtypes: str) -> str:
 # ---- batch normalisation
 
 
-def _path(x: Dense, *others: Array) -> ModuleType:
+def _path(x: Dense, *others: Native) -> ModuleType:
     """The kernels on wide loads where they take x and what lies as it does, else the portable ones."""
     return wide if wide.takes(x, *others) else portable
 
 
 @device.on_device
-def moments(x: Array, axis: int) -> Moments:
+def moments(x: Native, axis: int) -> Moments:
     dense = laid_out(x, axis)
     m: Moments = _path(dense).moments(dense)
     return m
 
 
 @device.on_device
-def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
     dense = laid_out(x, axis)
     return _path(dense).normalize(dense, moments, affine)
 
 
 @device.on_device
-def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
+def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    sums: tuple[Array, Array] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
+    sums: tuple[Native, Native] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
     return sums
 
 
 @device.on_device
 def input_gradient(
-    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
-) -> Array:
+    dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
+) -> Native:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, affine)
 
 
 @device.on_device
-def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, affine)
 
 
 @device.on_device
-def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
+def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
     dense = laid_out(x, axis)
-    result: tuple[Array, Moments] = _path(dense).forward(dense, affine)
+    result: tuple[Native, Moments] = _path(dense).forward(dense, affine)
     return result
 
 
 @device.on_device
-def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+def backward(
+    dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
+) -> tuple[Native, tuple[Native, Native]]:
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
-    result: tuple[Array, tuple[Array, Array]] = _path(dense, dy).backward(dy, dense, moments, affine)
+    result: tuple[Native, tuple[Native, Native]] = _path(dense, dy).backward(dy, dense, moments, affine)
     return result
 
 
 @device.on_device
 def blend(
-    mean: Array, var: Array, batch_mean: Array, batch_var: Array, weight: float, unbiased: float
-) -> tuple[Array, Array]:
+    mean: Native, var: Native, batch_mean: Native, batch_var: Native, weight: float, unbiased: float
+) -> tuple[Native, Native]:
     if batch_mean.dtype != mean.dtype:
         return reference.blend(mean, var, batch_mean, batch_var, weight, unbiased)
     new_mean, new_var = device.cupy.empty(mean.shape, dtype=mean.dtype), device.cupy.empty(var.shape, dtype=mean.dtype)
@@ -128,14 +130,14 @@ def blend(
 
 
 @device.on_device
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Native) -> Native:
     y = device.cupy.empty(x.shape, dtype=x.dtype)
     kernel("sigmoid")(x, y)
     return y
 
 
 @device.on_device
-def sigmoid_backward(dy: Array, y: Array) -> Array:
+def sigmoid_backward(dy: Native, y: Native) -> Native:
     if dy.dtype != y.dtype:
         return reference.sigmoid_backward(dy, y)
     dx = device.cupy.empty(y.shape, dtype=y.dtype)
@@ -144,7 +146,7 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
 
 
 @device.on_device
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
     cupy, (rows, classes) = device.cupy, logits.shape
     logits = logits if logits.flags.c_contiguous else logits.copy(order="C")
     if labels.dtype.name != "int64" or not labels.flags.c_contiguous:
@@ -181,7 +183,7 @@ def _warm_portable(x: Dense) -> None:
         blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
 
 
-def _warm_network(x: Array) -> None:
+def _warm_network(x: Native) -> None:
     sigmoid_backward(x, sigmoid(x))
     for rows in (2, ONE_BLOCK + 1):
         logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))
