@@ -1,13 +1,13 @@
-"""Types of arrays and trees, for the checker and the editor alone: nothing derives from them or looks at them."""
+"""Types of arrays and trees, for the checker and the editor alone, and the words that options may be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 
 class Array(Protocol):  # noqa: PLW1641
-    """An array of any library that follows the Python array API: what the arrays of all of them have.
+    """An array of any library that follows the Python array API: what the arrays of all of them have. No base class.
 
     NumPy's, CuPy's, PyTorch's and JAX's fit as they are. Left out is what one of them has in another way: `size` is a
     method of PyTorch's, `device` is not dask's (`array_api_compat` has functions for both), and JAX's take no
@@ -82,3 +82,33 @@ Tree: TypeAlias = dict[str, Any]
 
 AllReduce: TypeAlias = Callable[[Native], Native]
 """Sums an array over ranks and gives every rank the sum; a user's may be for the arrays of one library alone."""
+
+# ---- words, which are checked at run time as `typing.get_args` gives them, or as the keys of the table in their name
+
+ActivationName: TypeAlias = Literal[
+    "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "softplus", "sigmoid", "tanh", "identity"
+]
+"""The rows of `functional.ACTIVATIONS`."""
+
+FusedActivation: TypeAlias = Literal["relu"] | None
+"""What the kernels of batch normalisation compute along with it."""
+
+LossName: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
+"""The rows of `functional.LOSSES`."""
+
+OptimizerName: TypeAlias = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "nadam", "lion"]
+"""The rows of `optimizers.BY_NAME`."""
+
+Initialization: TypeAlias = Literal["he", "glorot", "lecun", "normal"]
+NormPosition: TypeAlias = Literal["pre", "post"]
+Statistics: TypeAlias = Literal["batch", "running"]
+Estimator: TypeAlias = Literal["population", "batches"]
+OnNonfinite: TypeAlias = Literal["stop", "skip"]
+
+Library: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-strict"]
+BackendName: TypeAlias = Literal["auto", Library]
+DTypeName: TypeAlias = Literal["float32", "float64"]
+Implementation: TypeAlias = Literal["reference", "cpu", "plain", "cuda"]
+"""The reference and the fast modules of `kernels.FAST`."""
+
+Transport: TypeAlias = Literal["none", "mpi", "nccl"]

@@ -13,15 +13,15 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_array
 
-from ._typing import ArrayT, Native
+from ._typing import ArrayT, Native, Transport
 from .backends import as_numpy
 
-KINDS = ("none", "mpi", "nccl")
+KINDS = get_args(Transport)
 """Communicators by the names that the command line takes."""
 
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -312,7 +312,7 @@ class Shares:
         return whole
 
 
-def join(kind: str = "none", *, timeout: float = 300.0) -> Communicator:
+def join(kind: Transport = "none", *, timeout: float = 300.0) -> Communicator:
     """The communicator of this process with the others that its launcher started.
 
     Parameters

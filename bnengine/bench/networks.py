@@ -6,11 +6,11 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from .._typing import Native
+from .._typing import ActivationName, DTypeName, Library, Native, OptimizerName
 from ..backends import as_numpy, backend
 from ..networks import mlp
 from .timing import Contender
@@ -37,8 +37,8 @@ class Network:
 
     sizes: tuple[int, ...]
     batch: int
-    activation: str = "relu"
-    optimizer: str = "adam"
+    activation: ActivationName = "relu"
+    optimizer: OptimizerName = "adam"
     norm: bool = True
 
     @property
@@ -64,13 +64,13 @@ class Case:
 
     steady = True
 
-    def __init__(self, network: Network, dtype: str, seed: int = 0, library: str = "numpy") -> None:
+    def __init__(self, network: Network, dtype: str, seed: int = 0, library: Library = "numpy") -> None:
         rng = np.random.default_rng(seed)
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
-        self.network, self.dtype, self.seed, self.library = network, dtype, seed, library
+        self.network, self.dtype, self.seed, self.library = network, cast("DTypeName", dtype), seed, library
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
-        self.backend = backend(library, dtype=dtype)
+        self.backend = backend(library, dtype=self.dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
         self.batches: list[tuple[Native, Native]] = [
             (self.backend.asarray(x), self.backend.asarray(y)) for x, y in drawn

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from .. import functional as F
 from .. import kernels
-from .._typing import Native
+from .._typing import DTypeName, Implementation, Native
 from ..backends import as_numpy, backend
 from .limit import copies
 from .timing import (
@@ -144,7 +144,7 @@ class Case:
 # ---- ours
 
 
-def _engine(family: str, impl: str | None, case: Case) -> Iterator[Contender]:
+def _engine(family: str, impl: Implementation | None, case: Case) -> Iterator[Contender]:
     kernels.select(case.x, impl)  # raises where it cannot run
 
     def call() -> Values:
@@ -235,7 +235,7 @@ def _at_each_thread_count(case: Case, family: str, call: Callable[[], Values]) -
 
 def _jax(case: Case) -> Iterator[Contender]:
     """Both passes compiled together, which spares XLA the intermediate results between them."""
-    xp = backend("jax", dtype=case.dtype).xp  # raises where it has no float64
+    xp = backend("jax", dtype=cast("DTypeName", case.dtype)).xp  # raises where it has no float64
     import jax
 
     axes = tuple(i for i in range(case.x.ndim) if i != case.axis)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
-from .._typing import Array
+from .._typing import ActivationName, Array, Initialization
 from ..arguments import number
 from ..kernels import select
 from . import checks
@@ -253,13 +253,13 @@ class Rule(NamedTuple):
     """y from x."""
     backward: Callable[[Array, Array], Array]
     """dx from dy and what is kept."""
-    keeps: str
-    """"x" or "y": what the backward pass needs."""
-    initialization: str
-    """Spread of the weights before it: a name of `layers.INITIALIZATIONS`."""
+    keeps: Literal["x", "y"]
+    """What the backward pass needs."""
+    initialization: Initialization
+    """Spread of the weights before it."""
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[ActivationName, Rule] = {
     "relu": Rule(relu, relu_backward, "y", "he"),
     "leaky_relu": Rule(leaky_relu, leaky_relu_backward, "y", "he"),
     "gelu": Rule(gelu, gelu_backward, "x", "he"),

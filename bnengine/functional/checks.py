@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array, is_torch_array
 
-from .._typing import Array, Native
+from .._typing import Array, FusedActivation, Native
 from ..arguments import shown
 from ..kernels import library
 
@@ -131,7 +131,7 @@ def epsilon(eps: Any) -> float:
     return float(eps)
 
 
-def fused_relu(activation: str | None) -> bool:
+def fused_relu(activation: FusedActivation) -> bool:
     """Whether the fused activation is ReLU."""
     if activation is None:
         return False

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array, Native
+from .._typing import Array, LossName, Native
 from ..arguments import one_of
 from ..kernels import select
 from . import checks
@@ -137,7 +137,7 @@ def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Ar
     return xp.mean(error * error), error * (2 / math.prod(predictions.shape))
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[LossName, Loss] = {
     "cross_entropy": softmax_cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mean_squared_error,
@@ -145,7 +145,7 @@ LOSSES: dict[str, Loss] = {
 """The losses by the names that `train_step`, `fit` and the command line use."""
 
 
-def loss_function(loss: str | Loss) -> Loss:
+def loss_function(loss: LossName | Loss) -> Loss:
     """The loss of that name, or a function of one's own as it is."""
     if callable(loss):
         return loss
@@ -153,7 +153,7 @@ def loss_function(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def loss_sum(loss: str | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
+def loss_sum(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
     """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
     rows = output.shape[0]
     if rows == 0:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, checkpoints, kernels
+from .._typing import LossName
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
@@ -59,7 +60,7 @@ class Problem:
         return cls(config, dataset, validation, counts, *made)
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> LossName:
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
 
     @property

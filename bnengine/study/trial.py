@@ -124,7 +124,7 @@ def network(trial: Trial, inputs: int, outputs: int) -> Sequential:
     """The trial's network; its inputs are standardised already."""
     net = mlp(
         [inputs, *[WIDTH] * trial.hidden, outputs],
-        norm=None if trial.norm == "none" else trial.norm,
+        norm="batch" if trial.norm == "batch" else None,
         activation=trial.activation,
         norm_position=trial.norm_position,
         scale=trial.scale,

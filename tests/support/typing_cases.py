@@ -77,3 +77,22 @@ def functions_of_ones_own_may_be_of_one_library(x: npt.NDArray[np.float32]) -> N
     net = bn.mlp([3, 2])
     bn.fit(net, bn.optimizers.adam(0.1), (x, x), loss=loss)
     assert_type(bn.predict(net, {}, {}, x), np.ndarray[Any, Any])
+
+
+def words_are_some_of_few(x: npt.NDArray[np.float32], word: str) -> None:
+    """A typing error in an option is seen before the program runs."""
+    net = bn.mlp([3, 4, 2], activation="gelu", norm_position="post", initialization="he")
+    bn.mlp([3, 4, 2], norm="bach")  # type: ignore[arg-type]
+    bn.mlp([3, 4, 2], activation="rleu")  # type: ignore[arg-type]
+    bn.mlp([3, 4, 2], norm_position="before")  # type: ignore[arg-type]
+    bn.mlp([3, 4, 2], initialization=word)  # type: ignore[arg-type]
+    bn.Activation("rleu")  # type: ignore[arg-type]
+    bn.BatchNorm(3, activation="gelu")  # type: ignore[arg-type]
+    bn.BatchNorm(3, statistics="population")  # type: ignore[arg-type]
+    bn.batch_norm(x, activation="gelu")  # type: ignore[arg-type]
+    bn.batch_norm(x, impl="gpu")  # type: ignore[arg-type]
+    bn.backend("nunpy")  # type: ignore[arg-type]
+    bn.backend("numpy", dtype="float16")  # type: ignore[arg-type]
+    bn.Settings(on_nonfinite="raise")  # type: ignore[arg-type]
+    bn.evaluate(net, {}, {}, (x, x), loss="l2")  # type: ignore[arg-type]
+    bn.recalibrate(net, {}, {}, x, estimator="all", backend="jax")  # type: ignore[arg-type]
