@@ -43,11 +43,13 @@ class Network:
 
     @property
     def name(self) -> str:
+        """Sizes, normalisation, activation, batch and optimiser in one line, as tables and records call it."""
         sizes = "-".join(map(str, self.sizes))
         return f"{sizes} {'BN ' if self.norm else ''}{self.activation}, batch {self.batch}, {self.optimizer}"
 
     @property
     def rate(self) -> float:
+        """The learning rate that is usual for its optimiser."""
         return {"adam": 1e-3, "sgd": 0.1}[self.optimizer]
 
 
@@ -87,8 +89,11 @@ class Case:
         return found
 
     def redrawn(self) -> Case:
-        """The same on other data. Where a value lies within rounding of ReLU's corner, the losses of right steps
-        part for good, as they now and then do in a deep network; those of a wrong step do on any data."""
+        """The same on other data.
+
+        Where a value lies within rounding of ReLU's corner, the losses of right steps part for good, as they now and
+        then do in a deep network; those of a wrong step do on any data.
+        """
         return Case(self.network, self.dtype, self.seed + 1, self.library)
 
     @functools.cached_property
@@ -139,6 +144,7 @@ class Written:
         return self.layers[:-1] if self.network.norm else []
 
     def __call__(self, x: Native, labels: Native) -> Any:
+        """The loss of a batch, after which the parameters have moved."""
         a, saved = x, []
         for i, layer in enumerate(self.layers[:-1]):
             z, norm = a @ layer["weight"], None

@@ -44,6 +44,7 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Its sizes and layout, such as "32x64x56x56 nchw"."""
         layout = ("nchw" if self.axis == 1 else "nhwc") if len(self.sizes) > 2 else "rows"
         return f"{'x'.join(map(str, self.sizes))} {layout}"
 

@@ -63,6 +63,7 @@ def torch_step(case: Case, *, fused: bool, compiled: bool = False, net: Any = No
 
 
 def torch_eager(case: Case) -> Iterator[Contender]:
+    """PyTorch op by op, with its optimiser as it is and fused."""
     import torch
 
     for count in thread_counts():
@@ -93,6 +94,7 @@ def torch_compiled(case: Case) -> Iterator[Contender]:
 
 
 def jax_jit(case: Case) -> Iterator[Contender]:
+    """JAX with the whole step compiled: written as its users would, and as ours."""
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
         yield case.contender(JAX, holding(step, kept), variant, None, place.asarray)

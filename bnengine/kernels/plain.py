@@ -27,12 +27,14 @@ def moments(x: Native, axis: int) -> Moments:
 
 
 def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y as scale * (x - mean) + shift."""
     one = _Pass(x, moments, affine, axis)
     y = one.line(out=one.t)  # below zeros in an array, as a scalar takes numpy.maximum three times as long
     return one.view.restored(np.maximum(y, np.zeros_like(one.shift), out=y) if affine.relu else y)
 
 
 def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """Both sums, in the order of `_total`."""
     one = _Pass(x, moments, affine, axis)
     return one.sums(one.masked(dy))
 
@@ -40,16 +42,19 @@ def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis:
 def input_gradient(
     dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
 ) -> Native:
+    """dx from dy, its sums and x - mean."""
     one = _Pass(x, moments, affine, axis)
     return one.input_gradient(one.masked(dy), sums, count)
 
 
 def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """dx = scale * dy, for statistics that do not depend on x."""
     one = _Pass(x, moments, affine, axis)
     return one.view.restored(one.masked(dy) * one.scale)
 
 
 def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """y and the moments, in two passes over x."""
     m = moments(x, axis)
     return normalize(x, m, affine, axis), m
 
@@ -57,22 +62,26 @@ def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
 def backward(
     dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
 ) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums; x - mean is computed once for both."""
     one = _Pass(x, moments, affine, axis)
     sums = one.sums(d := one.masked(dy))
     return one.input_gradient(d, sums, x.size // x.shape[axis]), sums
 
 
 def matmul(a: Native, b: Native) -> Native:
+    """Into kept memory, where both are matrices of one dtype."""
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
         return reference.matmul(a, b)
     return np.matmul(a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
 
 
 def relu(x: Native) -> Native:
+    """max(x, 0) into kept memory; NaN stays NaN."""
     return np.maximum(x, 0, out=memory.empty_like(x) if x.flags.c_contiguous else None)
 
 
 def sigmoid(x: Native) -> Native:
+    """1 / (1 + exp(-x)) in place, in kept memory."""
     y = np.negative(x, out=memory.empty_like(x) if x.flags.c_contiguous else None)
     with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / (1 + that) is right
         np.exp(y, out=y)

@@ -59,6 +59,7 @@ def statistics_dtype(x: Array) -> DType:
 
 
 def moments(x: Array, axis: int) -> Moments:
+    """Mean, what its rounding lost, and biased variance of each channel, in the statistics dtype."""
     xp = array_namespace(x)
     dtype, n = statistics_dtype(x), _count(x, axis)
     x = xp.astype(x, dtype)
@@ -75,6 +76,7 @@ def moments(x: Array, axis: int) -> Moments:
 
 
 def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+    """y = gamma * (x - mean) / sqrt(var + eps) + beta, and max(y, 0) with a fused ReLU."""
     xp = array_namespace(x)
     y = _line(xp.astype(x, moments.mean.dtype), moments, affine, axis)
     if affine.relu:
@@ -83,6 +85,7 @@ def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
 
 
 def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
+    """sum(dy) and sum(dy * xhat) of each channel: the gradients of beta and gamma."""
     xp = array_namespace(x)
     dtype = moments.mean.dtype
     x = xp.astype(x, dtype)
@@ -94,6 +97,7 @@ def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: i
 def input_gradient(
     dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
+    """dx = gamma / sqrt(var + eps) * (dy - sum(dy) / count - xhat * sum(dy * xhat) / count)."""
     xp = array_namespace(x)
     wide = xp.astype(x, moments.mean.dtype)
     dy = _masked(dy, wide, moments, affine, axis)
@@ -107,11 +111,13 @@ def input_gradient(
 
 
 def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
+    """y and the moments of the batch that normalise it."""
     m = moments(x, axis)
     return normalize(x, m, affine, axis), m
 
 
 def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+    """dx and the gradient sums, where this process has the whole batch."""
     sums = gradient_sums(dy, x, moments, affine, axis)
     return input_gradient(dy, x, moments, sums, _count(x, axis), affine, axis), sums
 
@@ -202,6 +208,7 @@ def _float64(x: Array) -> DType | None:
 
 
 def matmul(a: Array, b: Array) -> Array:
+    """a @ b."""
     return array_namespace(a, b).matmul(a, b)
 
 
@@ -225,6 +232,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
+    """dy * y * (1 - y)."""
     return dy * y * (1 - y)
 
 

@@ -42,6 +42,7 @@ class View:
         return plain(x, self.statistics).reshape(-1)
 
     def restored(self, y: Native) -> Native:
+        """Flat results in the dtype, shape and memory order of x."""
         if y.dtype != self.dtype:
             y = y.astype(self.dtype)
         if self.order is None:

@@ -47,6 +47,7 @@ class Problem:
 
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
+        """What the options say, made: data read, network built, ranks agreed."""
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
         options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
         dataset, validation, target = shards.load(config.data, ranks, **options)
@@ -61,10 +62,12 @@ class Problem:
 
     @property
     def loss(self) -> LossName:
+        """Cross-entropy for classes, the squared error for values."""
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
 
     @property
     def train(self) -> tuple[HostArray, HostArray]:
+        """Training rows and targets of this rank."""
         return self.dataset.x_train, self.dataset.y_train
 
     def to_bytes(self, fitted: Fitted, *, resumable: bool = False) -> bytes:
@@ -109,6 +112,7 @@ class Problem:
 
 
 def kernels_in_use(backend: Backend) -> str:
+    """The name of the module whose kernels this backend's arrays take."""
     probe = backend.xp.zeros((2, 1), dtype=backend.dtype, device=backend.device)
     return kernels.select(probe).__name__.rpartition(".")[2]
 

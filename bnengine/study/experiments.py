@@ -59,6 +59,7 @@ class Trial:
 
     @property
     def network(self) -> str:
+        """Hidden layers, their width and activation in one line."""
         return f"{self.hidden} x {WIDTH} {self.activation}"
 
 

@@ -32,17 +32,20 @@ SHORT = 16  # shorter runs of a channel hold no whole vector
 
 
 def moments(x: Native, axis: int) -> Moments:
+    """Mean, remainder and variance, each thread over a block of its own."""
     view, layout = _of(x, axis)
     return layout.moments(view.flat(x))
 
 
 def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y in one pass, with scale and shift of each channel computed ahead."""
     view, layout = _of(x, axis)
     coefficients = layout.coefficients(view.moments(moments), view.affine(affine))
     return view.restored(layout.normalize(view.flat(x), coefficients, affine.relu))
 
 
 def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """Both sums in one pass over dy and x."""
     view, layout = _of(x, axis)
     m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
@@ -53,6 +56,7 @@ def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis:
 def input_gradient(
     dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
 ) -> Native:
+    """dx in one pass, as scale * dy + slope * (x - mean) + offset of each channel."""
     view, layout = _of(x, axis)
     m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
@@ -61,6 +65,7 @@ def input_gradient(
 
 
 def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """Moments and y of a block while it is in the cache, where one thread has whole channels."""
     view, layout = _of(x, axis)
     y, m = layout.forward(view.flat(x), view.affine(affine))
     return view.restored(y), m
@@ -69,6 +74,7 @@ def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
 def backward(
     dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
 ) -> tuple[Native, tuple[Native, Native]]:
+    """Sums and gradient over a block while it is in the cache, where one thread has whole channels."""
     view, layout = _of(x, axis)
     affine = view.affine(affine)
     dx, sums = layout.backward(view.flat(dy), view.flat(x), view.moments(moments), affine)

@@ -24,6 +24,7 @@ MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
 
 @compiled
 def scale_and_shift(remainder: float, var: float, gamma: float, beta: float, eps: float) -> tuple[float, float]:
+    """y = scale * (x - mean) + shift: the rounding of the mean is made good in the shift."""
     scale = gamma / math.sqrt(var + eps)
     return scale, beta - remainder * scale
 
@@ -78,6 +79,7 @@ def finish_moments(totals: Native, count: float, mean: Native, remainder: Native
 def line_coefficients(
     mean: Native, remainder: Native, var: Native, gamma: Native, beta: Native, eps: float, length: int, out: Native
 ) -> None:
+    """Rows MEAN, SCALE and SHIFT of `out`, each channel's `length` times side by side."""
     for c in range(mean.size):
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
         out[MEAN, c] = mean[c]
@@ -113,6 +115,7 @@ def finish_sums(totals: Native, remainder: Native, var: Native, eps: float, sums
 def gradient_coefficients(
     sums: Native, count: float, remainder: Native, var: Native, gamma: Native, eps: float, length: int, out: Native
 ) -> None:
+    """Rows SLOPE and OFFSET of `out`, each channel's `length` times side by side."""
     for c in range(var.size):
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
         out[SLOPE, c] = slope

@@ -146,6 +146,7 @@ def add_positions(x: Native, width: int, length: int, positions: Native, out: Na
 def normalize(
     x: Native, start: int, stop: int, width: int, coefficients: Native, relu: bool, streaming: bool, y: Native
 ) -> None:
+    """y of the values from start to stop, a vector of channels at a time."""
     mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
     whole = stop - (stop - start) % lanes(x)
     j = 0
@@ -231,6 +232,7 @@ def input_gradient(
     streaming: bool,
     dx: Native,
 ) -> None:
+    """dx of the values from start to stop, a vector of channels at a time."""
     mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
     slope, offset = coefficients[SLOPE], coefficients[OFFSET]
     whole = stop - (stop - start) % lanes(x)
@@ -301,6 +303,7 @@ def backward(
     dx: Native,
     sums_: Native,
 ) -> None:
+    """Sums and dx of the whole array by one thread."""
     n = lanes(x)
     coefficients = np.empty((5, width + n), x.dtype)
     line_coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)

@@ -35,6 +35,7 @@ class Columns(Layout):
         self.blocks = list(zip([0, *stops[:-1]], [*stops[:-1], self.rows * self.width], strict=True))
 
     def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """In one call where there is one block: small arrays would pay more for calls than for values."""
         if len(self.blocks) > 1:
             return super().forward(x, affine)
         y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
@@ -42,6 +43,7 @@ class Columns(Layout):
         return y, Moments(*statistics)
 
     def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """In one call where there is one block."""
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -51,6 +53,7 @@ class Columns(Layout):
         return dx, sums
 
     def moments(self, x: Native) -> Moments:
+        """Of each block about its own mean, then merged by counts."""
         parts = np.zeros((len(self.blocks), 2, self.positions))
 
         def task(i: int) -> None:
@@ -65,6 +68,7 @@ class Columns(Layout):
         return self.finish_moments(totals, x.dtype)
 
     def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Block by block, the last first: it is still in the cache."""
         y = memory.empty_like(x)
         streaming = memory.past_cache(2 * x.nbytes)
 
@@ -75,6 +79,7 @@ class Columns(Layout):
         return y
 
     def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Of each block, then added in their order."""
         parts = np.empty((len(self.blocks), 2, self.positions))
 
         def task(i: int) -> None:
@@ -87,6 +92,7 @@ class Columns(Layout):
         return totals
 
     def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Block by block, the last first: it is still in the cache."""
         dx = memory.empty_like(x)
         streaming = memory.past_cache(3 * x.nbytes)
 

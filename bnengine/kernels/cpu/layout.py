@@ -24,9 +24,11 @@ class Layout:
     """How often a channel's coefficients stand side by side."""
 
     def moments(self, x: Native) -> Moments:
+        """Mean, remainder and variance of each channel."""
         raise NotImplementedError
 
     def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
+        """y by rows of coefficients."""
         raise NotImplementedError
 
     def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
@@ -34,13 +36,16 @@ class Layout:
         raise NotImplementedError
 
     def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """dx by rows of coefficients, slopes among them."""
         raise NotImplementedError
 
     def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """y and the moments, in two passes."""
         m = self.moments(x)
         return self.normalize(x, self.coefficients(m, affine), affine.relu), m
 
     def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """dx and the rows of sums, in two passes."""
         coefficients = self.coefficients(moments, affine)
         sums = self.sums(dy, x, moments, coefficients, affine)
         self.add_slopes(coefficients, sums, self.count, moments, affine)
@@ -55,6 +60,7 @@ class Layout:
         return m
 
     def coefficients(self, moments: Moments, affine: Affine) -> Native:
+        """Rows MEAN, SCALE and SHIFT; room for SLOPE and OFFSET."""
         out = np.empty((5, self.coefficient_length), moments.mean.dtype)
         line_coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
         return out
@@ -67,5 +73,6 @@ class Layout:
         return sums
 
     def add_slopes(self, coefficients: Native, sums: Native, count: int, moments: Moments, affine: Affine) -> None:
+        """Fill the rows SLOPE and OFFSET."""
         _, remainder, var = moments
         gradient_coefficients(sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients)

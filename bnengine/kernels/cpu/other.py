@@ -56,6 +56,7 @@ def _sigmoid_backward(dy: Native, y: Native, dx: Native) -> None:
 
 
 def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
+    """Loss and gradient, a row at a time while it is in the cache."""
     z = plain(logits, FLOAT64 if logits.dtype == FLOAT64 else FLOAT32)
     dz = memory.empty_like(z)
     loss = _softmax_cross_entropy(z, plain(labels, LABELS), dz)
@@ -63,10 +64,12 @@ def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Nativ
 
 
 def relu_backward(dy: Native, y: Native) -> Native:
+    """In one pass where dy and y lie alike."""
     return _through(_relu_backward, dy, y) if _alike(dy, y) else reference.relu_backward(dy, y)
 
 
 def sigmoid_backward(dy: Native, y: Native) -> Native:
+    """In one pass where dy and y lie alike."""
     return _through(_sigmoid_backward, dy, y) if _alike(dy, y) else reference.sigmoid_backward(dy, y)
 
 

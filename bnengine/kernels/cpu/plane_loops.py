@@ -84,6 +84,7 @@ def normalize(
     streaming: bool,
     y: Native,
 ) -> None:
+    """y of one channel's planes."""
     m, a, b, n = splat(mean), splat(scale), splat(shift), lanes(x)
     for plane in range(planes - 1, -1, -1):  # backwards: the pass before has left the end in cache
         first, stop = start + plane * step, start + plane * step + length
@@ -198,6 +199,7 @@ def input_gradient(
     streaming: bool,
     dx: Native,
 ) -> None:
+    """dx of one channel's planes."""
     m, a, b, u, w, n = splat(mean), splat(scale), splat(shift), splat(slope), splat(offset), lanes(x)
     for plane in range(planes - 1, -1, -1):
         first, stop = start + plane * step, start + plane * step + length

@@ -56,6 +56,7 @@ def moments(x: Native, shape: Shape, block: Block, mean: Native, square: Native)
 def normalize(
     x: Native, shape: Shape, block: Block, coefficients: Native, relu: bool, streaming: bool, y: Native
 ) -> None:
+    """y of a block of samples and channels."""
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
@@ -93,6 +94,7 @@ def input_gradient(
     streaming: bool,
     dx: Native,
 ) -> None:
+    """dx of a block of samples and channels."""
     n0, n1, c0, c1 = block
     length, step = shape[2], shape[1] * shape[2]
     for c in range(c0, c1):
@@ -120,6 +122,7 @@ def forward(
     var: Native,
     y: Native,
 ) -> None:
+    """Moments and y of a block of whole channels, one channel after another."""
     samples, channels, length = shape
     step = channels * length
     for c in range(block[2], block[3]):
@@ -149,6 +152,7 @@ def backward(
     dx: Native,
     sums: Native,
 ) -> None:
+    """Sums and dx of a block of whole channels, one channel after another."""
     samples, channels, length = shape
     step, count = channels * length, float(samples * length)
     for c in range(block[2], block[3]):
@@ -187,6 +191,7 @@ class Planes(Layout):
         self.streams = plane % memory.ALIGNMENT == 0 or plane >= LONG
 
     def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """Channel by channel where blocks hold whole ones, so that the second pass finds x in the cache."""
         if self.parts > 1:
             return super().forward(x, affine)
         y, m = memory.empty_like(x), Moments(*np.empty((3, self.channels), x.dtype))
@@ -199,6 +204,7 @@ class Planes(Layout):
         return y, m
 
     def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """Channel by channel where blocks hold whole ones, so that the second pass finds x and dy in the cache."""
         if self.parts > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -211,6 +217,7 @@ class Planes(Layout):
         return dx, sums
 
     def moments(self, x: Native) -> Moments:
+        """Of each part of the samples about its own mean, then merged by counts."""
         parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
@@ -223,6 +230,7 @@ class Planes(Layout):
         return self.finish_moments(parts[0], x.dtype)
 
     def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Block by block, the last first: it is still in the cache."""
         y, streaming = memory.empty_like(x), self._streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
@@ -232,6 +240,7 @@ class Planes(Layout):
         return y
 
     def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Of each part of the samples, then added in their order."""
         parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
@@ -243,6 +252,7 @@ class Planes(Layout):
         return parts[0]
 
     def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Block by block, the last first: it is still in the cache."""
         dx, streaming = memory.empty_like(x), self._streaming(3 * x.nbytes)
 
         def task(i: int) -> None:

@@ -63,6 +63,7 @@ def _path(x: Dense, *others: Native) -> ModuleType:
 
 @device.on_device
 def moments(x: Native, axis: int) -> Moments:
+    """Mean, remainder and variance: shares of blocks or threads, added in a fixed order."""
     dense = laid_out(x, axis)
     m: Moments = _path(dense).moments(dense)
     return m
@@ -70,12 +71,14 @@ def moments(x: Native, axis: int) -> Moments:
 
 @device.on_device
 def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y in one pass."""
     dense = laid_out(x, axis)
     return _path(dense).normalize(dense, moments, affine)
 
 
 @device.on_device
 def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """Both sums: shares of blocks or threads, added in a fixed order."""
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     sums: tuple[Native, Native] = _path(dense, dy).gradient_sums(dy, dense, moments, affine)
@@ -86,6 +89,7 @@ def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis:
 def input_gradient(
     dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
 ) -> Native:
+    """dx in one pass."""
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     return _path(dense, dy).input_gradient(dy, dense, moments, sums, count, affine)
@@ -93,6 +97,7 @@ def input_gradient(
 
 @device.on_device
 def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """dx in one pass, for statistics that do not depend on x."""
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     return _path(dense, dy).input_gradient(dy, dense, moments, None, 1, affine)
@@ -100,6 +105,7 @@ def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis
 
 @device.on_device
 def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """y and the moments; x is read once where it fits on the chip."""
     dense = laid_out(x, axis)
     result: tuple[Native, Moments] = _path(dense).forward(dense, affine)
     return result
@@ -109,6 +115,7 @@ def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
 def backward(
     dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
 ) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums; x and dy are read once where they fit on the chip."""
     dense = laid_out(x, axis)
     dy = memory(dy, dense.order)
     result: tuple[Native, tuple[Native, Native]] = _path(dense, dy).backward(dy, dense, moments, affine)
@@ -119,6 +126,7 @@ def backward(
 def blend(
     mean: Native, var: Native, batch_mean: Native, batch_var: Native, weight: float, unbiased: float
 ) -> tuple[Native, Native]:
+    """Both running statistics in one launch."""
     if batch_mean.dtype != mean.dtype:
         return reference.blend(mean, var, batch_mean, batch_var, weight, unbiased)
     new_mean, new_var = device.cupy.empty(mean.shape, dtype=mean.dtype), device.cupy.empty(var.shape, dtype=mean.dtype)
@@ -131,6 +139,7 @@ def blend(
 
 @device.on_device
 def sigmoid(x: Native) -> Native:
+    """In one launch."""
     y = device.cupy.empty(x.shape, dtype=x.dtype)
     kernel("sigmoid")(x, y)
     return y
@@ -138,6 +147,7 @@ def sigmoid(x: Native) -> Native:
 
 @device.on_device
 def sigmoid_backward(dy: Native, y: Native) -> Native:
+    """In one launch where dy and y have one dtype."""
     if dy.dtype != y.dtype:
         return reference.sigmoid_backward(dy, y)
     dx = device.cupy.empty(y.shape, dtype=y.dtype)
@@ -147,6 +157,7 @@ def sigmoid_backward(dy: Native, y: Native) -> Native:
 
 @device.on_device
 def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
+    """Loss and gradient in one launch; its blocks add their shares of the loss in a fixed order."""
     cupy, (rows, classes) = device.cupy, logits.shape
     logits = logits if logits.flags.c_contiguous else logits.copy(order="C")
     if labels.dtype.name != "int64" or not labels.flags.c_contiguous:

@@ -30,6 +30,7 @@ class Dense(NamedTuple):
 
     @property
     def walk(self) -> tuple[int, int, int, int, int]:
+        """What a kernel needs to find its values: the sizes, and how many threads share them."""
         return self.outer, self.channels, self.inner, self.rows, self.columns
 
     @property
@@ -39,6 +40,7 @@ class Dense(NamedTuple):
 
     @property
     def threads(self) -> int:
+        """Of a launch."""
         return self.rows * self.channels * self.columns
 
     def restored(self, flat: Native) -> Native:

@@ -50,6 +50,7 @@ def _vectors(x: Dense, *others: Native) -> Any:
 
 
 def forward(x: Dense, affine: Affine) -> tuple[Native, Moments]:
+    """y and the moments in one launch that reads x once, where a tile fits on the chip; else in two."""
     plan = plans.held(_vectors(x), chip(x), 1)
     if plan is None:
         m = moments(x)
@@ -60,6 +61,7 @@ def forward(x: Dense, affine: Affine) -> tuple[Native, Moments]:
 
 
 def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums in one launch that reads x and dy once, where a tile fits on the chip; else in two."""
     plan = plans.held(_vectors(x, dy), chip(x), 2)
     if plan is None:
         sums = gradient_sums(dy, x, m, affine)
@@ -71,6 +73,7 @@ def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, 
 
 
 def moments(x: Dense) -> Moments:
+    """In one launch: the last block of a tile pools the shares of all."""
     plan, m = plans.split(_vectors(x), chip(x)), _moments(x)
     shares = device.cupy.empty((plan.parts, x.channels, 4), dtype=device.cupy.float32)
     _launch("split_moments", plan, x, (x.flat, shares, _tickets(plan), *m), _options(x.values, NOTHING))
@@ -78,6 +81,7 @@ def moments(x: Dense) -> Moments:
 
 
 def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, Native]:
+    """In one launch: the last block of a tile adds the shares of all."""
     plan, sums = plans.split(_vectors(x, dy), chip(x)), _pair(x)
     shares = device.cupy.empty((plan.parts, 2, x.channels), dtype=device.cupy.float32)
     arrays = (dy, x.flat, shares, _tickets(plan), *sums, *_channel(m, affine))
@@ -86,6 +90,7 @@ def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Nat
 
 
 def normalize(x: Dense, m: Moments, affine: Affine) -> Native:
+    """y in one launch."""
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     plan = plans.split(_vectors(x), chip(x))
     _launch("pass_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
