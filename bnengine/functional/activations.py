@@ -65,15 +65,13 @@ def relu(x: Array, /) -> Array:
     array([0., 2.])
     """
     checks.floating("x", x)
-    y: Array = select(x).relu(x)
-    return y
+    return select(x).relu(x)
 
 
 def relu_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy where y > 0, else 0 (also at x = 0)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).relu_backward(dy, y)
-    return dx
+    return select(y).relu_backward(dy, y)
 
 
 def leaky_relu(x: Array, /, *, slope: float = 0.01) -> Array:
@@ -107,15 +105,13 @@ def sigmoid(x: Array, /) -> Array:
     array([0. , 0.5, 1. ])
     """
     checks.floating("x", x)
-    y: Array = select(x).sigmoid(x)
-    return y
+    return select(x).sigmoid(x)
 
 
 def sigmoid_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy * y * (1 - y)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).sigmoid_backward(dy, y)
-    return dx
+    return select(y).sigmoid_backward(dy, y)
 
 
 def tanh(x: Array, /) -> Array:

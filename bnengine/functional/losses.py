@@ -58,8 +58,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array
     checks.like("labels", labels, logits, of="logits")
     if labels.shape != (logits.shape[0],):
         raise ValueError(f"labels: expected shape ({logits.shape[0]},), got {checks.shape(labels)}")
-    result: tuple[Array, Array] = select(logits).softmax_cross_entropy(logits, labels)
-    return result
+    return select(logits).softmax_cross_entropy(logits, labels)
 
 
 def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array]:
