@@ -108,7 +108,7 @@ def kinds(cls: type[Options]) -> dict[str, Any]:
     return _KINDS[cls]
 
 
-def _words(cls: type[Options], name: str) -> tuple[str, ...]:
+def choices(cls: type[Options], name: str) -> tuple[str, ...]:
     """The words that the option may be; none where it is something else."""
     kind = kinds(cls)[name]
     return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
@@ -136,8 +136,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type[Options], names: Iter
         more: dict[str, Any] = {"metavar": about["metavar"] or METAVARS.get(kind)}
         if kind is bool:
             more = {"action": argparse.BooleanOptionalAction}
-        elif _words(cls, name):
-            more = {"choices": _words(cls, name)}
+        elif choices(cls, name):
+            more = {"choices": choices(cls, name)}
         elif kind in (int, float):
             more["type"] = kind
         parser.add_argument(flag, help=text, **more)
@@ -171,7 +171,7 @@ def _convert(cls: type[Options], name: str, value: Any) -> Any:
         return _sizes(name, value)
     if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
         raise ConfigError(f"{name}: expected a number below 2**63, got a larger one")
-    if _words(cls, name):
+    if choices(cls, name):
         kind = str
     if kind is str and type(value) is int:  # the position of a column, say
         return str(value)
@@ -193,7 +193,7 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 def _check(cls: type[Options], name: str, value: Any) -> None:
     """Refuse a value that is none of the words, or out of the range, of its option."""
-    words, within = _words(cls, name), fields(cls)[name].metadata["within"]
+    words, within = choices(cls, name), fields(cls)[name].metadata["within"]
     if words and value not in (*words, None):
         raise ConfigError(f"{name}: expected {', '.join(words)}, got {value!r}")
     if within is None or value is None:
