@@ -1,12 +1,78 @@
-"""Type aliases. The array API has no common array type to check against, so an array is `Any`."""
+"""Types of arrays and trees, for the checker and the editor alone, and the words that options may be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
-Array: TypeAlias = Any
-"""An array of any library that follows the Python array API."""
+
+class Array(Protocol):  # noqa: PLW1641
+    """An array of any library that follows the Python array API: what the arrays of all of them have. No base class.
+
+    NumPy's, CuPy's, PyTorch's and JAX's fit as they are. Left out is what one of them has in another way: `size` is a
+    method of PyTorch's, `device` is not dask's (`array_api_compat` has functions for both), and JAX's take no
+    assignment to items. The other operand is Any because each library names its own.
+    """
+
+    @property
+    def dtype(self) -> Any: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def ndim(self) -> int: ...
+    @property
+    def T(self) -> Array: ...  # noqa: N802
+
+    def __getitem__(self, key: Any, /) -> Array: ...
+
+    def __bool__(self) -> bool: ...
+    def __int__(self) -> int: ...
+    def __float__(self) -> float: ...
+
+    def __pos__(self) -> Array: ...
+    def __neg__(self) -> Array: ...
+    def __abs__(self) -> Array: ...
+    def __invert__(self) -> Array: ...
+
+    def __add__(self, other: Any, /) -> Array: ...
+    def __sub__(self, other: Any, /) -> Array: ...
+    def __mul__(self, other: Any, /) -> Array: ...
+    def __truediv__(self, other: Any, /) -> Array: ...
+    def __floordiv__(self, other: Any, /) -> Array: ...
+    def __mod__(self, other: Any, /) -> Array: ...
+    def __pow__(self, other: Any, /) -> Array: ...
+    def __matmul__(self, other: Any, /) -> Array: ...
+    def __radd__(self, other: Any, /) -> Array: ...
+    def __rsub__(self, other: Any, /) -> Array: ...
+    def __rmul__(self, other: Any, /) -> Array: ...
+    def __rtruediv__(self, other: Any, /) -> Array: ...
+    def __rfloordiv__(self, other: Any, /) -> Array: ...
+    def __rmod__(self, other: Any, /) -> Array: ...
+    def __rpow__(self, other: Any, /) -> Array: ...
+    def __rmatmul__(self, other: Any, /) -> Array: ...
+
+    def __and__(self, other: Any, /) -> Array: ...
+    def __or__(self, other: Any, /) -> Array: ...
+    def __xor__(self, other: Any, /) -> Array: ...
+    def __lshift__(self, other: Any, /) -> Array: ...
+    def __rshift__(self, other: Any, /) -> Array: ...
+
+    def __lt__(self, other: Any, /) -> Array: ...
+    def __le__(self, other: Any, /) -> Array: ...
+    def __gt__(self, other: Any, /) -> Array: ...
+    def __ge__(self, other: Any, /) -> Array: ...
+    def __eq__(self, other: Any, /) -> Array: ...  # type: ignore[override]
+    def __ne__(self, other: Any, /) -> Array: ...  # type: ignore[override]
+
+
+Native: TypeAlias = Any
+"""An array of one library, with all that its arrays have."""
+
+ArrayT = TypeVar("ArrayT", bound=Array)
+"""One kind of array, which comes back as it was given."""
+
+DType: TypeAlias = Any
+"""A dtype of an array-API library: each has its own type of them."""
 
 Namespace: TypeAlias = Any
 """The array-API namespace of such a library."""
@@ -14,5 +80,35 @@ Namespace: TypeAlias = Any
 Tree: TypeAlias = dict[str, Any]
 """Nested dicts whose leaves are arrays or Python numbers."""
 
-AllReduce: TypeAlias = Callable[[Array], Array]
-"""Sums an array over ranks and gives every rank the sum."""
+AllReduce: TypeAlias = Callable[[Native], Native]
+"""Sums an array over ranks and gives every rank the sum; a user's may be for the arrays of one library alone."""
+
+# ---- words, which are checked at run time as `typing.get_args` gives them, or as the keys of the table in their name
+
+ActivationName: TypeAlias = Literal[
+    "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "softplus", "sigmoid", "tanh", "identity"
+]
+"""The rows of `functional.ACTIVATIONS`."""
+
+FusedActivation: TypeAlias = Literal["relu"] | None
+"""What the kernels of batch normalisation compute along with it."""
+
+LossName: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
+"""The rows of `functional.LOSSES`."""
+
+OptimizerName: TypeAlias = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "nadam", "lion"]
+"""The rows of `optimizers.BY_NAME`."""
+
+Initialization: TypeAlias = Literal["he", "glorot", "lecun", "normal"]
+NormPosition: TypeAlias = Literal["pre", "post"]
+Statistics: TypeAlias = Literal["batch", "running"]
+Estimator: TypeAlias = Literal["population", "batches"]
+OnNonfinite: TypeAlias = Literal["stop", "skip"]
+
+Library: TypeAlias = Literal["numpy", "cupy", "torch", "jax", "dask", "array-api-strict"]
+BackendName: TypeAlias = Literal["auto", Library]
+DTypeName: TypeAlias = Literal["float32", "float64"]
+Implementation: TypeAlias = Literal["reference", "cpu", "plain", "cuda"]
+"""The reference and the fast modules of `kernels.FAST`."""
+
+Transport: TypeAlias = Literal["none", "mpi", "nccl"]

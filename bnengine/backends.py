@@ -6,19 +6,19 @@ import functools
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from array_api_compat import is_cupy_array, is_dask_array, is_torch_array
 
 from . import kernels
-from ._typing import Array, Namespace
+from ._typing import Array, BackendName, DTypeName, Library, Namespace
 from .arguments import instance, one_of, shown
 
-NAMES = ("numpy", "cupy", "torch", "jax", "dask", "array-api-strict")
+NAMES = get_args(Library)
 """Array libraries by the names that the command line takes."""
 
-DTYPES = ("float32", "float64")
+DTYPES = get_args(DTypeName)
 
 _NAMESPACES = {
     "numpy": "array_api_compat.numpy",
@@ -39,7 +39,7 @@ _INSTALL = {
 class Backend:
     """An array library with a device and a floating dtype. Made by `backend`."""
 
-    name: str
+    name: Library
     xp: Namespace
     device: Any
     """The library's own device object; None is its default."""
@@ -48,7 +48,7 @@ class Backend:
     device_name: str | None = field(default=None, repr=False)
     """The device as `backend` was given it."""
 
-    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[str, str, str | None]]:
+    def __reduce__(self) -> tuple[Callable[..., Backend], tuple[Library, DTypeName, str | None]]:
         """By name: no module can be pickled, nor can every library's device."""
         dtype = next(name for name in DTYPES if getattr(self.xp, name) == self.dtype)
         return _named, (self.name, dtype, self.device_name)
@@ -75,7 +75,7 @@ class Backend:
         return jitted
 
 
-def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None = None) -> Backend:
+def backend(name: BackendName = "auto", /, *, dtype: DTypeName = "float32", device: str | None = None) -> Backend:
     """The backend of that name.
 
     Parameters
@@ -106,7 +106,7 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     >>> bn.backend("numpy", dtype="float64").asarray([1, 0.5])
     array([1. , 0.5])
     """
-    one_of("backend name", name, ("auto", *NAMES))
+    one_of("backend name", name, get_args(BackendName))
     one_of("dtype", dtype, DTYPES)
     if device is not None:
         instance("device", device, str, "its name in the library's words")
@@ -123,11 +123,11 @@ def backend(name: str = "auto", /, *, dtype: str = "float32", device: str | None
     return Backend(name, xp, place, getattr(xp, dtype), device)
 
 
-def _named(name: str, dtype: str, device: str | None) -> Backend:
+def _named(name: Library, dtype: DTypeName, device: str | None) -> Backend:
     return backend(name, dtype=dtype, device=device)
 
 
-def as_backend(given: Backend | str | None) -> Backend:
+def as_backend(given: Backend | BackendName | None) -> Backend:
     """A backend, one by name in float32, or NumPy's."""
     return given if isinstance(given, Backend) else backend("numpy" if given is None else given)
 
@@ -148,7 +148,7 @@ def listed() -> list[Row]:
     return [_row(name) for name in NAMES]
 
 
-def _row(name: str) -> Row:
+def _row(name: Library) -> Row:
     reason = unusable(name)
     if reason is not None:
         return Row(name, False, "", "", "", reason)

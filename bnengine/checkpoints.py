@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import files, trees
-from ._typing import Tree
+from ._typing import BackendName, Tree
 from .arguments import instance, shown
 from .backends import Backend, as_backend, as_numpy
 from .layers import Layer
@@ -110,7 +110,7 @@ def packed(
 
 
 def load(
-    path: str | os.PathLike[str], *, backend: Backend | str | None = None, layers: Sequence[type[Layer]] = ()
+    path: str | os.PathLike[str], *, backend: Backend | BackendName | None = None, layers: Sequence[type[Layer]] = ()
 ) -> Loaded:
     """A network that `save` wrote.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, backends
+from ._typing import BackendName
 from .arguments import ConfigError
 from .options import add_options
 from .parallel import Communicator
@@ -339,6 +340,6 @@ def _writable(name: str, file: str | None) -> Path | None:
     return path
 
 
-def _backend(given: dict[str, Any]) -> str:
+def _backend(given: dict[str, Any]) -> BackendName:
     """The backend asked for: option, environment, auto."""
     return resolve({"backend": given["backend"]} if "backend" in given else {}).backend

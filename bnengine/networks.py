@@ -7,12 +7,12 @@ import html
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, cast, overload
+from typing import Any, Literal, Self, cast, get_args, overload
 
 import numpy as np
 
 from . import layers, trees
-from ._typing import AllReduce, Array, Tree
+from ._typing import ActivationName, AllReduce, Array, BackendName, FusedActivation, Initialization, NormPosition, Tree
 from .arguments import instance, integer, number, one_of, shown
 from .backends import Backend, as_backend
 from .context import Context
@@ -149,7 +149,7 @@ class Sequential(Layer):
 
     # ---- what it does
 
-    def init(self, seed: int | np.random.Generator, backend: Backend | str) -> tuple[Tree, Tree]:
+    def init(self, seed: int | np.random.Generator, backend: Backend | BackendName) -> tuple[Tree, Tree]:
         """Parameters and state. The same seed gives the same numbers on every backend, rounded to its dtype."""
         if isinstance(seed, np.random.Generator):
             rng = seed
@@ -264,7 +264,7 @@ class Sequential(Layer):
 
     def _backward(self, params: Tree, residuals: Any, dy: Array, need_dx: bool) -> tuple[Tree, Array | None]:
         grads: Tree = {}
-        gradient: Array | None = dy
+        gradient: Any = dy  # None only where it is not needed
         first = 0 if need_dx else min((int(key) for key in params), default=0)
         for i in range(len(self.layers) - 1, first - 1, -1):  # nothing before the first has parameters: no dx
             key = str(i)
@@ -323,11 +323,11 @@ LAYERS: dict[str, type[Layer]] = {
 def mlp(
     sizes: Sequence[int],
     *,
-    norm: str | None = "batch",
-    activation: str = "relu",
-    norm_position: str = "pre",
+    norm: Literal["batch"] | None = "batch",
+    activation: ActivationName = "relu",
+    norm_position: NormPosition = "pre",
     standardize: bool = False,
-    initialization: str | None = None,
+    initialization: Initialization | None = None,
     scale: float = 1.0,
     eps: float = 1e-5,
     momentum: float | None = 0.1,
@@ -382,7 +382,7 @@ def mlp(
     one_of("norm", norm, ("batch", None))
     instance("standardize", standardize, bool, "True or False")
     instance("residual", residual, bool, "True or False")
-    one_of("norm_position", norm_position, ("pre", "post"))
+    one_of("norm_position", norm_position, get_args(NormPosition))
     one_of("activation", activation, ACTIVATIONS)
     number("dropout", dropout, 0, 0.999999, words="a number in [0, 1)")
     if not isinstance(sizes, list | tuple) or len(sizes) < 2:
@@ -409,9 +409,11 @@ def mlp(
     return Sequential((*layers, Linear(sizes[-2], sizes[-1], initialization=spread, scale=scale)))
 
 
-def _normalised_activation(features: int, activation: str, norms: dict[str, tuple[float, float | None]]) -> list[Layer]:
+def _normalised_activation(
+    features: int, activation: ActivationName, norms: dict[NormPosition, tuple[float, float | None]]
+) -> list[Layer]:
     """The activation with the batch normalisation before or after it; ReLU is fused with the one before."""
-    fused = "relu" if activation == "relu" and "pre" in norms else None
+    fused: FusedActivation = "relu" if activation == "relu" and "pre" in norms else None
     before, after = (
         [BatchNorm(features, activation=fused, eps=norms[place][0], momentum=norms[place][1])] if place in norms else []
         for place in ("pre", "post")

@@ -48,19 +48,18 @@ def at_least(least: int) -> Range:
 def option(
     default: Any,
     text: str,
-    choices: Iterable[str] | None = None,
     *,
     within: Range | None = None,
     metavar: str | None = None,
     kept: bool = True,
 ) -> Any:
-    """A field of `Options`: its default, help, and the words or the numbers that it, or each of its sizes, may be.
+    """A field of `Options`: its default, help, and the numbers that it, or each of its sizes, may be.
 
-    The default is None where there is none. `metavar` is what the help calls the value. What is not `kept` says where or
-    how fast something goes, not what it is: it is left out of comparisons and files.
+    A field whose type is a Literal is one of its words. The default is None where there is none. `metavar` is what
+    the help calls the value. What is not `kept` says where or how fast something goes, not what it is: it is left out
+    of comparisons and files.
     """
-    allowed = None if choices is None else tuple(choices)
-    about = {"help": text, "choices": allowed, "within": within, "metavar": metavar}
+    about = {"help": text, "within": within, "metavar": metavar}
     return dataclasses.field(default=default, compare=kept, metadata=about)
 
 
@@ -100,11 +99,19 @@ def fields(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def kinds(cls: type[Options]) -> dict[str, Any]:
-    """The type of each option: int, float, bool, str or SIZES, without the None of those that need not be given."""
+    """The type of each option: int, float, bool, str, a Literal or SIZES, without None where it need not be given."""
     if cls not in _KINDS:
         hints = typing.get_type_hints(cls).items()
-        _KINDS[cls] = {name: hint if hint == SIZES else (typing.get_args(hint) or (hint,))[0] for name, hint in hints}
+        _KINDS[cls] = {
+            name: typing.get_args(hint)[0] if type(None) in typing.get_args(hint) else hint for name, hint in hints
+        }
     return _KINDS[cls]
+
+
+def choices(cls: type[Options], name: str) -> tuple[str, ...]:
+    """The words that the option may be; none where it is something else."""
+    kind = kinds(cls)[name]
+    return typing.get_args(kind) if typing.get_origin(kind) is typing.Literal else ()
 
 
 def default_text(cls: type[Options], name: str) -> str:
@@ -129,8 +136,8 @@ def add_options(parser: argparse.ArgumentParser, cls: type[Options], names: Iter
         more: dict[str, Any] = {"metavar": about["metavar"] or METAVARS.get(kind)}
         if kind is bool:
             more = {"action": argparse.BooleanOptionalAction}
-        elif about["choices"]:
-            more = {"choices": about["choices"]}
+        elif choices(cls, name):
+            more = {"choices": choices(cls, name)}
         elif kind in (int, float):
             more["type"] = kind
         parser.add_argument(flag, help=text, **more)
@@ -164,6 +171,8 @@ def _convert(cls: type[Options], name: str, value: Any) -> Any:
         return _sizes(name, value)
     if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
         raise ConfigError(f"{name}: expected a number below 2**63, got a larger one")
+    if choices(cls, name):
+        kind = str
     if kind is str and type(value) is int:  # the position of a column, say
         return str(value)
     if kind is float and type(value) is int:
@@ -183,10 +192,10 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
 
 
 def _check(cls: type[Options], name: str, value: Any) -> None:
-    """Refuse a value that is none of the choices, or out of the range, of its option."""
-    choices, within = fields(cls)[name].metadata["choices"], fields(cls)[name].metadata["within"]
-    if choices is not None and value not in (*choices, None):
-        raise ConfigError(f"{name}: expected {', '.join(choices)}, got {value!r}")
+    """Refuse a value that is none of the words, or out of the range, of its option."""
+    words, within = choices(cls, name), fields(cls)[name].metadata["within"]
+    if words and value not in (*words, None):
+        raise ConfigError(f"{name}: expected {', '.join(words)}, got {value!r}")
     if within is None or value is None:
         return
     for number in value if isinstance(value, tuple) else (value,):

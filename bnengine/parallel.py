@@ -12,15 +12,15 @@ import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import numpy as np
 from array_api_compat import array_namespace, device, is_cupy_array
 
-from ._typing import Array
+from ._typing import ArrayT, Native, Transport
 from .backends import as_numpy
 
-KINDS = ("none", "mpi", "nccl")
+KINDS = get_args(Transport)
 """Communicators by the names that the command line takes."""
 
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -57,7 +57,7 @@ class Communicator:
         self.bytes = 0
         """Size of the arrays that this rank gave to them."""
 
-    def sum(self, a: Array, /) -> Array:
+    def sum(self, a: ArrayT, /) -> ArrayT:
         """The sum over ranks of arrays of one shape and dtype: a new array on every rank, in a's library and place."""
         self.reductions += 1
         self.bytes += a.dtype.itemsize * int(np.prod(a.shape))
@@ -130,7 +130,7 @@ class Communicator:
         """End the processes of all ranks, which may be waiting for this one."""
         raise SystemExit(status)
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         raise NotImplementedError
 
     def _gather(self, raw: bytes) -> list[bytes]:
@@ -177,7 +177,7 @@ class Mpi(Communicator):
         self._comm.Abort(status)
         os._exit(status)  # where the launcher is slow to end this process too
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         if self._takes_device_memory and is_cupy_array(a):
             xp = array_namespace(a)
             source, total = xp.ascontiguousarray(a), xp.empty(a.shape, dtype=a.dtype)
@@ -228,7 +228,7 @@ class Nccl(Communicator):
         """Over MPI."""
         self._control.abort(status)
 
-    def _sum(self, a: Array) -> Array:
+    def _sum(self, a: Native) -> Native:
         if not is_cupy_array(a):
             return self._control.sum(a)
         import cupy
@@ -298,7 +298,7 @@ class Shares:
         return whole
 
 
-def join(kind: str = "none", *, timeout: float = 300.0) -> Communicator:
+def join(kind: Transport = "none", *, timeout: float = 300.0) -> Communicator:
     """The communicator of this process with the others that its launcher started.
 
     Parameters

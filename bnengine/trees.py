@@ -98,8 +98,7 @@ def settled(step: tuple[Tree, Tree, Tree, Any]) -> tuple[Tree, Tree, Tree, Any]:
         return step
     import dask
 
-    computed: tuple[Tree, Tree, Tree, Any] = dask.persist(*step)
-    return computed
+    return dask.persist(*step)
 
 
 def _items(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:

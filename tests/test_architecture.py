@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import inspect
+import itertools
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
+
+import pytest
 
 import bnengine as bn
+from bnengine import _typing, backends, functional, kernels
 
 PACKAGE = Path(bn.__file__).parent
 OPTIONAL = [
@@ -64,3 +69,17 @@ def test_the_public_surface_is_what_all_says():
     assert names - modules | {"data", "optimizers"} == set(bn.__all__)
     assert len(bn.__all__) == len(names - modules) + 2
     assert all(inspect.getdoc(getattr(bn, name)) for name in bn.__all__)
+
+
+@pytest.mark.parametrize(
+    ("words", "table"),
+    [
+        (_typing.ActivationName, functional.ACTIVATIONS),
+        (_typing.LossName, functional.LOSSES),
+        (_typing.OptimizerName, bn.optimizers.BY_NAME),
+        (_typing.Library, backends._NAMESPACES),
+        (_typing.Implementation, ["reference", *itertools.chain(*kernels.FAST.values())]),
+    ],
+)
+def test_words_of_a_type_are_the_rows_of_its_table(words, table):
+    assert get_args(words) == tuple(table)

@@ -8,8 +8,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from .. import _drawing, backends, provenance
+from .._typing import Library
 from ..arguments import ConfigError
 from ..kernels import workers
 from ..options import Options as _Options
@@ -24,7 +26,7 @@ from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
 
-LAYOUTS = ("rows", "nchw", "nhwc")
+Layout = Literal["rows", "nchw", "nhwc"]
 DTYPES = {"numpy": ("float32", "float64"), "cupy": ("float16", "bfloat16", "float32")}
 """What is measured on each backend."""
 SAMPLES = {"numpy": 15, "cupy": 50}
@@ -45,14 +47,14 @@ class Options(_Options):
     shapes: str | None = option(
         None, "shapes such as 4096x512,32x64x56x56; a list of its own where not given", metavar="NxC,..."
     )
-    layout: str | None = option(None, "of --shapes; channels in place 1 where not given", LAYOUTS)
+    layout: Layout | None = option(None, "of --shapes; channels in place 1 where not given")
     draw: int | None = option(None, "draw so many shapes by --seed", within=at_least(1))
     seed: int = option(0, "of the drawn shapes and of the data", within=at_least(0))
     contenders: str | None = option(
         None, "bnengine against these, such as pytorch,jax.jit; all where not given", metavar="NAME,..."
     )
     dtype: str = option("float32", "float32 (default), float64; on cupy float16, bfloat16, float32")
-    backend: str = option("numpy", "numpy (default) or cupy", backends.NAMES)
+    backend: Library = option("numpy", "numpy (default) or cupy")
     repeats: int | None = option(None, "samples of each contender; 15, on cupy 50, where not given", within=at_least(2))
     minutes: float | None = option(None, "begin no case after so many minutes", within=at_least(0))
     out: str | None = option(None, "write the record with all samples", metavar="FILE.json", kept=False)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Native
 from ..kernels import memory, workers
 from .timing import COPY, Contender, threads
 
@@ -17,7 +17,7 @@ MINIMUM = 5
 """Forward: read x, write y. Backward: read x, read dy, write dx."""
 
 
-def copies(x: Array) -> Iterator[Contender]:
+def copies(x: Native) -> Iterator[Contender]:
     """Copies of x: into new memory and into kept, on one thread and on all, and past the caches where that compiles."""
     flat = x.reshape(-1)
     kept = memory.empty(flat.shape, flat.dtype)  # aligned, as streaming stores need
@@ -43,7 +43,7 @@ def copies(x: Array) -> Iterator[Contender]:
     yield into_kept(f"{threads(workers.threads())}, past the caches", lambda: _in_blocks(stream, kept, flat))
 
 
-def _in_blocks(copy: Any, to: Array, source: Array) -> None:
+def _in_blocks(copy: Any, to: Native, source: Native) -> None:
     size, step = source.size, memory.ALIGNMENT
     blocks = [
         (first * step, size if last == size // step else last * step)
@@ -63,7 +63,7 @@ def _streaming() -> Any:
     from ..kernels.cpu.vectors import fence, lanes, load, stream
 
     @compiled
-    def copy(to: Array, source: Array) -> None:
+    def copy(to: Native, source: Native) -> None:
         width = lanes(to)
         whole = to.size // width * width
         for i in range(0, whole, width):

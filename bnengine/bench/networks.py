@@ -6,11 +6,11 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import ActivationName, DTypeName, Library, Native, OptimizerName
 from ..backends import as_numpy, backend
 from ..networks import mlp
 from .timing import Contender, nothing
@@ -37,17 +37,19 @@ class Network:
 
     sizes: tuple[int, ...]
     batch: int
-    activation: str = "relu"
-    optimizer: str = "adam"
+    activation: ActivationName = "relu"
+    optimizer: OptimizerName = "adam"
     norm: bool = True
 
     @property
     def name(self) -> str:
+        """Sizes, normalisation, activation, batch and optimiser in one line, as tables and records call it."""
         sizes = "-".join(map(str, self.sizes))
         return f"{sizes} {'BN ' if self.norm else ''}{self.activation}, batch {self.batch}, {self.optimizer}"
 
     @property
     def rate(self) -> float:
+        """The learning rate that is usual for its optimiser."""
         return {"adam": 1e-3, "sgd": 0.1}[self.optimizer]
 
 
@@ -64,20 +66,22 @@ class Case:
 
     steady = True
 
-    def __init__(self, network: Network, dtype: str, seed: int = 0, library: str = "numpy") -> None:
+    def __init__(self, network: Network, dtype: str, seed: int = 0, library: Library = "numpy") -> None:
         rng = np.random.default_rng(seed)
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
-        self.network, self.dtype, self.seed, self.library = network, dtype, seed, library
+        self.network, self.dtype, self.seed, self.library = network, cast("DTypeName", dtype), seed, library
         self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
-        self.backend = backend(library, dtype=dtype)
+        self.backend = backend(library, dtype=self.dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
-        self.batches = [(self.backend.asarray(x), self.backend.asarray(labels)) for x, labels in drawn]
+        self.batches: list[tuple[Native, Native]] = [
+            (self.backend.asarray(x), self.backend.asarray(y)) for x, y in drawn
+        ]
 
-    def layers(self) -> list[dict[str, Array]]:
+    def layers(self) -> list[dict[str, Native]]:
         """The first parameters, anew: weight and gamma, beta or bias of each layer, the output layer last."""
         params, _ = self.net.init(0, backend=self.backend)
-        found: list[dict[str, Array]] = []
+        found: list[dict[str, Native]] = []
         for key in sorted(params, key=int):
             if "weight" in params[key]:
                 found.append({})
@@ -85,8 +89,11 @@ class Case:
         return found
 
     def redrawn(self) -> Case:
-        """The same on other data. Where a value lies within rounding of ReLU's corner, the losses of right steps
-        part for good, as they now and then do in a deep network; those of a wrong step do on any data."""
+        """The same on other data.
+
+        Where a value lies within rounding of ReLU's corner, the losses of right steps part for good, as they now and
+        then do in a deep network; those of a wrong step do on any data.
+        """
         return Case(self.network, self.dtype, self.seed + 1, self.library)
 
     @functools.cached_property
@@ -102,7 +109,7 @@ class Case:
         step: Step,
         variant: str = "",
         prepare: Callable[[], Any] = nothing,
-        asarray: Callable[[Array], Any] = lambda array: array,
+        asarray: Callable[[Native], Any] = lambda array: array,
     ) -> Contender:
         """One that goes through the batches, which `asarray` makes the library's own."""
         batches = [(asarray(x), asarray(labels)) for x, labels in self.batches]
@@ -132,10 +139,11 @@ class Written:
         self.steps = 0
 
     @property
-    def _normalized(self) -> list[dict[str, Array]]:
+    def _normalized(self) -> list[dict[str, Native]]:
         return self.layers[:-1] if self.network.norm else []
 
-    def __call__(self, x: Array, labels: Array) -> Any:
+    def __call__(self, x: Native, labels: Native) -> Any:
+        """The loss of a batch, after which the parameters have moved."""
         a, saved = x, []
         for i, layer in enumerate(self.layers[:-1]):
             z, norm = a @ layer["weight"], None
@@ -155,7 +163,7 @@ class Written:
         self._update(self._backward(p / len(x), a, saved))
         return loss
 
-    def _normalize(self, i: int, z: Array) -> tuple[Array, Any]:
+    def _normalize(self, i: int, z: Native) -> tuple[Native, Any]:
         p, running, n = self.layers[i], self.running[i], len(z)
         mean, var = z.mean(axis=0), z.var(axis=0)
         running["mean"] = (1 - MOMENTUM) * running["mean"] + MOMENTUM * mean
@@ -164,7 +172,7 @@ class Written:
         xhat = (z - mean) * inv_std
         return p["gamma"] * xhat + p["beta"], (xhat, inv_std)
 
-    def _backward(self, d: Array, last: Array, saved: list[Any]) -> list[dict[str, Array]]:
+    def _backward(self, d: Native, last: Native, saved: list[Any]) -> list[dict[str, Native]]:
         grads = [{"weight": last.T @ d, "bias": d.sum(axis=0)}]
         for i in reversed(range(len(saved))):
             a, norm, h = saved[i]
@@ -178,7 +186,7 @@ class Written:
             grads.insert(0, {"weight": a.T @ d, **grad})
         return grads
 
-    def _update(self, grads: list[dict[str, Array]]) -> None:
+    def _update(self, grads: list[dict[str, Native]]) -> None:
         self.steps += 1
         rate, b1, b2 = self.network.rate, ADAM["beta1"], ADAM["beta2"]
         for p, g, m, v in zip(self.layers, grads, self.first, self.second, strict=True):

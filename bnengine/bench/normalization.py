@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from .. import functional as F
 from .. import kernels
-from .._typing import Array
+from .._typing import DTypeName, Implementation, Native
 from ..backends import as_numpy, backend
 from .limit import copies
 from .timing import (
@@ -45,6 +45,7 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
+        """Its sizes and layout, such as "32x64x56x56 nchw"."""
         layout = ("nchw" if self.axis == 1 else "nhwc") if len(self.sizes) > 2 else "rows"
         return f"{'x'.join(map(str, self.sizes))} {layout}"
 
@@ -82,13 +83,13 @@ def draw_shapes(count: int, seed: int) -> list[Shape]:
 class Values(NamedTuple):
     """Results of a forward and a backward pass."""
 
-    y: Array
-    dx: Array
-    dgamma: Array
-    dbeta: Array
+    y: Native
+    dx: Native
+    dgamma: Native
+    dbeta: Native
 
 
-def largest_error(truth: Iterable[Array], results: Iterable[Array], but: Array | None = None) -> float:
+def largest_error(truth: Iterable[Native], results: Iterable[Native], but: Native | None = None) -> float:
     """The largest error of any result, as a part of that result's largest value, `but` for some of its places."""
     worst = 0.0
     for right, got in zip(truth, results, strict=False):
@@ -118,7 +119,7 @@ class Case:
         self.beta = rng.standard_normal(channels, kind)
 
     @functools.cached_property
-    def truth(self) -> tuple[Values, Array]:
+    def truth(self) -> tuple[Values, Native]:
         """Results in float64, and where the pre-activation is too near zero to say on which side it falls."""
         x, gamma, beta, dy = (a.astype(np.float64) for a in (self.x, self.gamma, self.beta, self.dy))
         values, z = as_written(x, gamma, beta, dy, self.axis)
@@ -144,7 +145,7 @@ class Case:
 # ---- ours
 
 
-def _engine(family: str, impl: str | None, case: Case) -> Iterator[Contender]:
+def _engine(family: str, impl: Implementation | None, case: Case) -> Iterator[Contender]:
     kernels.select(case.x, impl)  # raises where it cannot run
 
     def call() -> Values:
@@ -157,7 +158,9 @@ def _engine(family: str, impl: str | None, case: Case) -> Iterator[Contender]:
 # ---- NumPy
 
 
-def as_written(x: Array, gamma: Array, beta: Array, dy: Array, axis: int, *, relu: bool = True) -> tuple[Values, Array]:
+def as_written(
+    x: Native, gamma: Native, beta: Native, dy: Native, axis: int, *, relu: bool = True
+) -> tuple[Values, Native]:
     """The equations as people write them in NumPy, and the pre-activation; of CuPy's arrays too."""
     axes = tuple(i for i in range(x.ndim) if i != axis)
     wide = tuple(x.shape[i] if i == axis else 1 for i in range(x.ndim))
@@ -233,19 +236,19 @@ def _at_each_thread_count(case: Case, family: str, call: Callable[[], Values]) -
 
 def _jax(case: Case) -> Iterator[Contender]:
     """Both passes compiled together, which spares XLA the intermediate results between them."""
-    xp = backend("jax", dtype=case.dtype).xp  # raises where it has no float64
+    xp = backend("jax", dtype=cast("DTypeName", case.dtype)).xp  # raises where it has no float64
     import jax
 
     axes = tuple(i for i in range(case.x.ndim) if i != case.axis)
     wide = tuple(-1 if i == case.axis else 1 for i in range(case.x.ndim))
 
-    def forward(x: Array, gamma: Array, beta: Array) -> Array:
+    def forward(x: Native, gamma: Native, beta: Native) -> Native:
         inv_std = jax.lax.rsqrt(x.var(axis=axes, keepdims=True) + EPS)
         xhat = (x - x.mean(axis=axes, keepdims=True)) * inv_std
         return jax.nn.relu(gamma.reshape(wide) * xhat + beta.reshape(wide))
 
     @jax.jit  # type: ignore[untyped-decorator]
-    def both(x: Array, gamma: Array, beta: Array, dy: Array) -> Values:
+    def both(x: Native, gamma: Native, beta: Native, dy: Native) -> Values:
         y, pull = jax.vjp(forward, x, gamma, beta)
         return Values(y, *pull(dy))
 

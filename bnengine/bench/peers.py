@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import kernels, optimizers
-from .._typing import Array
+from .._typing import Native
 from ..backends import backend
 from ..provenance import cores
 from ..training.step import train_step
@@ -63,6 +63,7 @@ def torch_step(case: Case, *, fused: bool, compiled: bool = False, net: Any = No
 
 
 def torch_eager(case: Case) -> Iterator[Contender]:
+    """PyTorch op by op, with its optimiser as it is and fused."""
     import torch
 
     for count in thread_counts():
@@ -93,6 +94,7 @@ def torch_compiled(case: Case) -> Iterator[Contender]:
 
 
 def jax_jit(case: Case) -> Iterator[Contender]:
+    """JAX with the whole step compiled: written as its users would, and as ours."""
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
         yield case.contender(JAX, holding(step, kept), variant, asarray=place.asarray)
@@ -121,7 +123,7 @@ def holding(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
 
     held = list(kept)
 
-    def call(x: Array, labels: Array) -> Array:
+    def call(x: Native, labels: Native) -> Native:
         *held[:], loss = step(*held, x, labels)
         if wait:
             jax.block_until_ready(held)
@@ -136,7 +138,7 @@ def _jax_step(network: Network) -> Any:
 
     activation = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[network.activation]
 
-    def loss_of(layers: Any, running: Any, x: Array, labels: Array) -> Any:
+    def loss_of(layers: Any, running: Any, x: Native, labels: Native) -> Any:
         a, new = x, []
         for i, p in enumerate(layers[:-1]):
             z = a @ p["weight"]
@@ -151,7 +153,7 @@ def _jax_step(network: Network) -> Any:
         logits = jax.nn.log_softmax(a @ layers[-1]["weight"] + layers[-1]["bias"])
         return -jnp.take_along_axis(logits, labels[:, None], axis=1).mean(), new
 
-    def step(layers: Any, running: Any, moments: Any, x: Array, labels: Array) -> Any:
+    def step(layers: Any, running: Any, moments: Any, x: Native, labels: Native) -> Any:
         (loss, running), grads = jax.value_and_grad(loss_of, has_aux=True)(layers, running, x, labels)
         if network.optimizer == "sgd":
             return jax.tree.map(lambda p, g: p - network.rate * g, layers, grads), running, moments, loss
@@ -159,7 +161,7 @@ def _jax_step(network: Network) -> Any:
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments["first"], grads)
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments["second"], grads)
 
-        def moved(p: Array, m: Array, v: Array) -> Array:
+        def moved(p: Native, m: Native, v: Native) -> Native:
             return p - network.rate * (m / (1 - b1**t)) / (jnp.sqrt(v / (1 - b2**t)) + ADAM["eps"])
 
         layers = jax.tree.map(moved, layers, first, second)
@@ -196,7 +198,7 @@ def _sklearn_step(case: Case) -> Step:
         weight[...], bias[...] = layer["weight"], layer["bias"]  # begin where the others do
     del model._optimizer
 
-    def step(x: Array, labels: Array) -> float:
+    def step(x: Native, labels: Native) -> float:
         model.partial_fit(x, labels)
         return float(model.loss_)
 

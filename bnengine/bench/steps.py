@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import kernels, optimizers
-from .._typing import Array
+from .._typing import Native
 from ..training.step import train_step
 from . import peers
 from .networks import TOLERANCE, Case, Network, Step, Written
@@ -29,7 +29,7 @@ def make_step(case: Case) -> Step:
     params, state = case.net.init(0, backend=case.backend)
     opt_state = optimizer.init(params)
 
-    def step(x: Array, labels: Array) -> Array:
+    def step(x: Native, labels: Native) -> Native:
         nonlocal params, state, opt_state
         params, state, opt_state, loss = train_step(case.net, optimizer, params, state, opt_state, x, labels)
         return loss

@@ -59,6 +59,7 @@ class Contender:
 
     @property
     def name(self) -> str:
+        """Family and variant, as tables call it."""
         return f"{self.family}, {self.variant}" if self.variant else self.family
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from array_api_compat import array_namespace
 
-from .._typing import Array
+from .._typing import ActivationName, Array, Initialization
 from ..arguments import number
 from ..kernels import select
 from . import checks
@@ -65,15 +65,13 @@ def relu(x: Array, /) -> Array:
     array([0., 2.])
     """
     checks.floating("x", x)
-    y: Array = select(x).relu(x)
-    return y
+    return select(x).relu(x)
 
 
 def relu_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy where y > 0, else 0 (also at x = 0)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).relu_backward(dy, y)
-    return dx
+    return select(y).relu_backward(dy, y)
 
 
 def leaky_relu(x: Array, /, *, slope: float = 0.01) -> Array:
@@ -107,15 +105,13 @@ def sigmoid(x: Array, /) -> Array:
     array([0. , 0.5, 1. ])
     """
     checks.floating("x", x)
-    y: Array = select(x).sigmoid(x)
-    return y
+    return select(x).sigmoid(x)
 
 
 def sigmoid_backward(dy: Array, y: Array, /) -> Array:
     """dx = dy * y * (1 - y)."""
     _pair(dy, y, "y")
-    dx: Array = select(y).sigmoid_backward(dy, y)
-    return dx
+    return select(y).sigmoid_backward(dy, y)
 
 
 def tanh(x: Array, /) -> Array:
@@ -253,13 +249,13 @@ class Rule(NamedTuple):
     """y from x."""
     backward: Callable[[Array, Array], Array]
     """dx from dy and what is kept."""
-    keeps: str
-    """"x" or "y": what the backward pass needs."""
-    initialization: str
-    """Spread of the weights before it: a name of `layers.INITIALIZATIONS`."""
+    keeps: Literal["x", "y"]
+    """What the backward pass needs."""
+    initialization: Initialization
+    """Spread of the weights before it."""
 
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[ActivationName, Rule] = {
     "relu": Rule(relu, relu_backward, "y", "he"),
     "leaky_relu": Rule(leaky_relu, leaky_relu_backward, "y", "he"),
     "gelu": Rule(gelu, gelu_backward, "x", "he"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj, is_dask_array, is_numpy_array, is_torch_array
 
-from .._typing import Array
+from .._typing import Array, FusedActivation, Native
 from ..arguments import shown
 from ..kernels import library
 
@@ -47,7 +47,7 @@ def _refuse_unless_floating(name: str, x: Array) -> None:
         raise TypeError(f"{name}: expected dtype {', '.join(FLOATING)} in native byte order, got {x.dtype}; cast it")
 
 
-def _refuse_unless_plain(name: str, x: Array) -> None:
+def _refuse_unless_plain(name: str, x: Native) -> None:
     """Refuse what a type alone does not tell: chunks that are masked, memory that is sparse, a shape not known yet."""
     if is_dask_array(x) and hasattr(x._meta, "mask"):
         raise TypeError(f"{name}: expected plain chunks, got masked ones; fill the masked values")
@@ -131,7 +131,7 @@ def epsilon(eps: Any) -> float:
     return float(eps)
 
 
-def fused_relu(activation: str | None) -> bool:
+def fused_relu(activation: FusedActivation) -> bool:
     """Whether the fused activation is ReLU."""
     if activation is None:
         return False

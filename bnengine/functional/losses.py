@@ -8,12 +8,12 @@ from typing import TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array
+from .._typing import Array, LossName, Native
 from ..arguments import one_of
 from ..kernels import select
 from . import checks
 
-Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+Loss: TypeAlias = Callable[[Native, Native], tuple[Array, Array]]
 """From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs."""
 
 
@@ -58,8 +58,7 @@ def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array
     checks.like("labels", labels, logits, of="logits")
     if labels.shape != (logits.shape[0],):
         raise ValueError(f"labels: expected shape ({logits.shape[0]},), got {checks.shape(labels)}")
-    result: tuple[Array, Array] = select(logits).softmax_cross_entropy(logits, labels)
-    return result
+    return select(logits).softmax_cross_entropy(logits, labels)
 
 
 def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array]:
@@ -137,7 +136,7 @@ def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Ar
     return xp.mean(error * error), error * (2 / math.prod(predictions.shape))
 
 
-LOSSES: dict[str, Loss] = {
+LOSSES: dict[LossName, Loss] = {
     "cross_entropy": softmax_cross_entropy,
     "binary_cross_entropy": binary_cross_entropy,
     "mse": mean_squared_error,
@@ -145,7 +144,7 @@ LOSSES: dict[str, Loss] = {
 """The losses by the names that `train_step`, `fit` and the command line use."""
 
 
-def loss_function(loss: str | Loss) -> Loss:
+def loss_function(loss: LossName | Loss) -> Loss:
     """The loss of that name, or a function of one's own as it is."""
     if callable(loss):
         return loss
@@ -153,7 +152,7 @@ def loss_function(loss: str | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def loss_sum(loss: str | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
+def loss_sum(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
     """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
     rows = output.shape[0]
     if rows == 0:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from .._typing import AllReduce, Array
+from .._typing import AllReduce, Array, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import reference, select
 from ..kernels.reference import Affine, Moments
@@ -26,7 +26,7 @@ class _Residuals(NamedTuple):
     axis: int
     eps: float
     relu: bool
-    impl: str | None
+    impl: Implementation | None
     all_reduce: AllReduce | None
 
 
@@ -85,9 +85,9 @@ def batch_norm(
     *,
     axis: int = 1,
     eps: float = 1e-5,
-    activation: str | None = None,
+    activation: FusedActivation = None,
     all_reduce: AllReduce | None = None,
-    impl: str | None = None,
+    impl: Implementation | None = None,
 ) -> tuple[Array, Residuals]:
     r"""Normalise each channel of x with the statistics of this batch, then scale and shift it.
 
@@ -235,7 +235,7 @@ def normalize(
     *,
     axis: int = 1,
     eps: float = 1e-5,
-    activation: str | None = None,
+    activation: FusedActivation = None,
 ) -> Array:
     """Normalise x with given statistics: inference, and layers whose statistics are frozen.
 
@@ -288,7 +288,7 @@ def normalize_backward(
     *,
     axis: int = 1,
     eps: float = 1e-5,
-    activation: str | None = None,
+    activation: FusedActivation = None,
 ) -> Gradients:
     """Gradients of `normalize` by x, gamma and beta, for statistics that do not depend on x.
 
@@ -387,7 +387,9 @@ def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduc
     return Moments(rounded, remainder, xp.astype(var_all, dtype)), n
 
 
-def _affine(x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, activation: str | None) -> Affine:
+def _affine(
+    x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, activation: FusedActivation
+) -> Affine:
     """The arguments of a public function as the kernels take them, checked."""
     eps, relu = checks.epsilon(eps), checks.fused_relu(activation)
     return Affine(checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis), eps, relu)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from .._typing import Array
+from .._typing import Array, Implementation
 from ..arguments import one_of
 from . import reference
 
@@ -45,7 +45,7 @@ def _library(kind: type) -> str:
 library: Callable[[type], str] = functools.cache(_library)
 
 
-def select(x: Array, impl: str | None = None) -> ModuleType:
+def select(x: Array, impl: Implementation | None = None) -> ModuleType:
     """The kernels for x: the first fast module for its type that is installed and takes it, else the reference."""
     if impl is not None:
         return _forced(x, impl)

@@ -6,7 +6,7 @@ import functools
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Native
 from . import memory, reference, views
 from .reference import Affine, Moments
 from .views import FLOAT64, View, supports  # noqa: F401  # supports is for the seam
@@ -15,7 +15,7 @@ ROWS = 32  # summed in the dtype of x: after an outlier of 1e6 more of them woul
 RUN = 256  # values beside each other summed so: the squares of 256 values of 1e18 still fit in float32
 
 
-def moments(x: Array, axis: int) -> Moments:
+def moments(x: Native, axis: int) -> Moments:
     """About one value of the channel, so that a constant one is exact, and then about the mean that this gave."""
     a = _seen(x, axis)[1]
     n, first, d = a.shape[0] * a.shape[2], a[0, :, 0], memory.empty_like(a)
@@ -26,51 +26,62 @@ def moments(x: Array, axis: int) -> Moments:
     return Moments(mean, ((center - mean) + rest).astype(a.dtype), var.astype(a.dtype))
 
 
-def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y as scale * (x - mean) + shift."""
     one = _Pass(x, moments, affine, axis)
     y = one.line(out=one.t)  # below zeros in an array, as a scalar takes numpy.maximum three times as long
     return one.view.restored(np.maximum(y, np.zeros_like(one.shift), out=y) if affine.relu else y)
 
 
-def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
+def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """Both sums, in the order of `_total`."""
     one = _Pass(x, moments, affine, axis)
     return one.sums(one.masked(dy))
 
 
 def input_gradient(
-    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
-) -> Array:
+    dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
+) -> Native:
+    """dx from dy, its sums and x - mean."""
     one = _Pass(x, moments, affine, axis)
     return one.input_gradient(one.masked(dy), sums, count)
 
 
-def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """dx = scale * dy, for statistics that do not depend on x."""
     one = _Pass(x, moments, affine, axis)
     return one.view.restored(one.masked(dy) * one.scale)
 
 
-def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
+def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """y and the moments, in two passes over x."""
     m = moments(x, axis)
     return normalize(x, m, affine, axis), m
 
 
-def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+def backward(
+    dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
+) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums; x - mean is computed once for both."""
     one = _Pass(x, moments, affine, axis)
     sums = one.sums(d := one.masked(dy))
     return one.input_gradient(d, sums, x.size // x.shape[axis]), sums
 
 
-def matmul(a: Array, b: Array) -> Array:
+def matmul(a: Native, b: Native) -> Native:
+    """Into kept memory, where both are matrices of one dtype."""
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
         return reference.matmul(a, b)
     return np.matmul(a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
 
 
-def relu(x: Array) -> Array:
+def relu(x: Native) -> Native:
+    """max(x, 0) into kept memory; NaN stays NaN."""
     return np.maximum(x, 0, out=memory.empty_like(x) if x.flags.c_contiguous else None)
 
 
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Native) -> Native:
+    """1 / (1 + exp(-x)) in place, in kept memory."""
     y = np.negative(x, out=memory.empty_like(x) if x.flags.c_contiguous else None)
     with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / (1 + that) is right
         np.exp(y, out=y)
@@ -80,7 +91,7 @@ def sigmoid(x: Array) -> Array:
 _view = functools.lru_cache(maxsize=1024)(View)
 
 
-def _seen(x: Array, axis: int) -> tuple[View, Array]:
+def _seen(x: Native, axis: int) -> tuple[View, Native]:
     view = _view(x.shape, axis, views.order(x), x.dtype)
     return view, view.flat(x).reshape(view.seen)
 
@@ -88,7 +99,7 @@ def _seen(x: Array, axis: int) -> tuple[View, Array]:
 class _Pass:
     """x - mean and what goes with it into y = (x - mean) * scale + shift; the mean's remainder is in the shift."""
 
-    def __init__(self, x: Array, moments: Moments, affine: Affine, axis: int) -> None:
+    def __init__(self, x: Native, moments: Moments, affine: Affine, axis: int) -> None:
         self.view, a = _seen(x, axis)
         self.m, self.affine = self.view.moments(moments), self.view.affine(affine)
         self.inv_std = 1 / np.sqrt(self.m.var.astype(FLOAT64) + affine.eps)
@@ -96,13 +107,13 @@ class _Pass:
         self.scale, self.shift = self.along(scale), self.along(self.affine.beta - self.m.remainder * scale)
         self.t = np.subtract(a, self.m.mean[:, None], out=memory.empty_like(a))
 
-    def along(self, v: Array) -> Array:
+    def along(self, v: Native) -> Native:
         return v.astype(self.view.statistics)[:, None]
 
-    def line(self, out: Array) -> Array:
+    def line(self, out: Native) -> Native:
         return np.add(np.multiply(self.t, self.scale, out=out), self.shift, out=out)
 
-    def masked(self, dy: Array) -> Array:
+    def masked(self, dy: Native) -> Native:
         """dy where a fused ReLU was on, else 0."""
         d = self.view.flat(dy).reshape(self.t.shape)
         if not self.affine.relu:
@@ -113,12 +124,12 @@ class _Pass:
         on = ((y <= 0).view(np.int8) - np.int8(1)).astype(integer)
         return np.bitwise_and(d.view(integer), on, out=y.view(integer)).view(y.dtype)
 
-    def sums(self, d: Array) -> tuple[Array, Array]:
+    def sums(self, d: Native) -> tuple[Native, Native]:
         sum_dy, sum_dy_x = _total(d), _total(np.multiply(d, self.t, out=memory.empty_like(self.t)))
         sum_dy_xhat = (sum_dy_x - self.m.remainder * sum_dy) * self.inv_std
         return sum_dy.astype(d.dtype), sum_dy_xhat.astype(d.dtype)
 
-    def input_gradient(self, d: Array, sums: tuple[Array, Array], count: int) -> Array:
+    def input_gradient(self, d: Native, sums: tuple[Native, Native], count: int) -> Native:
         """dx = dy * scale + (x - mean) * slope + offset, in the place of x - mean."""
         scale, dx = self.inv_std * self.affine.gamma / count, self.t
         slope = -scale * self.inv_std * sums[1]
@@ -128,7 +139,7 @@ class _Pass:
         return self.view.restored(dx)
 
 
-def _total(d: Array) -> Array:
+def _total(d: Native) -> Native:
     """The sum for each channel, of some values at a time in the dtype of x, and of their sums in float64."""
     if d.shape[2] > 1:
         return np.add.reduce(np.add.reduceat(d, range(0, d.shape[2], RUN), axis=2), axis=(0, 2), dtype=FLOAT64)

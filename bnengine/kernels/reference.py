@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array
+from .._typing import Array, DType
 
 
 class Moments(NamedTuple):
@@ -49,7 +49,7 @@ BLOCK = 16
 """Values that are added in order where there is no float64."""
 
 
-def statistics_dtype(x: Array) -> Array:
+def statistics_dtype(x: Array) -> DType:
     """float64 for float64, else float32."""
     xp = array_namespace(x)
     return xp.float64 if x.dtype == xp.float64 else xp.float32
@@ -59,6 +59,7 @@ def statistics_dtype(x: Array) -> Array:
 
 
 def moments(x: Array, axis: int) -> Moments:
+    """Mean, what its rounding lost, and biased variance of each channel, in the statistics dtype."""
     xp = array_namespace(x)
     dtype, n = statistics_dtype(x), _count(x, axis)
     x = xp.astype(x, dtype)
@@ -75,6 +76,7 @@ def moments(x: Array, axis: int) -> Moments:
 
 
 def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+    """y = gamma * (x - mean) / sqrt(var + eps) + beta, and max(y, 0) with a fused ReLU."""
     xp = array_namespace(x)
     y = _line(xp.astype(x, moments.mean.dtype), moments, affine, axis)
     if affine.relu:
@@ -83,6 +85,7 @@ def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
 
 
 def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
+    """sum(dy) and sum(dy * xhat) of each channel: the gradients of beta and gamma."""
     xp = array_namespace(x)
     dtype = moments.mean.dtype
     x = xp.astype(x, dtype)
@@ -94,6 +97,7 @@ def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: i
 def input_gradient(
     dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
 ) -> Array:
+    """dx = gamma / sqrt(var + eps) * (dy - sum(dy) / count - xhat * sum(dy * xhat) / count)."""
     xp = array_namespace(x)
     wide = xp.astype(x, moments.mean.dtype)
     dy = _masked(dy, wide, moments, affine, axis)
@@ -107,11 +111,13 @@ def input_gradient(
 
 
 def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
+    """y and the moments of the batch that normalise it."""
     m = moments(x, axis)
     return normalize(x, m, affine, axis), m
 
 
 def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+    """dx and the gradient sums, where this process has the whole batch."""
     sums = gradient_sums(dy, x, moments, affine, axis)
     return input_gradient(dy, x, moments, sums, _count(x, axis), affine, axis), sums
 
@@ -190,7 +196,7 @@ def _sum(x: Array, axis: int) -> Array:
     return xp.sum(rows, axis=0)
 
 
-def _float64(x: Array) -> Array | None:
+def _float64(x: Array) -> DType | None:
     """float64, where the array's library and device have it."""
     xp = array_namespace(x)
     if x.dtype == xp.float64:
@@ -202,6 +208,7 @@ def _float64(x: Array) -> Array | None:
 
 
 def matmul(a: Array, b: Array) -> Array:
+    """a @ b."""
     return array_namespace(a, b).matmul(a, b)
 
 
@@ -225,6 +232,7 @@ def sigmoid(x: Array) -> Array:
 
 
 def sigmoid_backward(dy: Array, y: Array) -> Array:
+    """dy * y * (1 - y)."""
     return dy * y * (1 - y)
 
 
@@ -242,7 +250,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     return loss, xp.astype((e / total - onehot) / rows, logits.dtype)
 
 
-def _onehot(labels: Array, classes: int, dtype: Array) -> Array:
+def _onehot(labels: Array, classes: int, dtype: DType) -> Array:
     """Row i is one at labels[i]; NaN throughout where the label is no class, so that it cannot pass unseen."""
     xp = array_namespace(labels)
     columns = xp.reshape(xp.arange(classes, dtype=labels.dtype, device=device(labels)), (1, -1))

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Native
 from .reference import Affine, Moments
 
 FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
 
 
-def supports(x: Array) -> bool:
+def supports(x: Native) -> bool:
     """Whether the NumPy kernels take x as it is."""
     return x.dtype in (FLOAT32, FLOAT64, FLOAT16) and x.size > 0
 
@@ -35,20 +35,22 @@ class View:
         self.seen = math.prod(stored[:at]), stored[at], math.prod(stored[at + 1 :])
         """(N, C, L): what is before the feature axis, the features, what is behind."""
 
-    def flat(self, x: Array) -> Array:
+    def flat(self, x: Native) -> Native:
         """x as a flat array of the statistics dtype."""
         if self.order is not None:
             x = x.transpose(self.order)
         return plain(x, self.statistics).reshape(-1)
 
-    def restored(self, y: Array) -> Array:
+    def restored(self, y: Native) -> Native:
+        """Flat results in the dtype, shape and memory order of x."""
         if y.dtype != self.dtype:
             y = y.astype(self.dtype)
         if self.order is None:
             return y.reshape(self.shape)
         return y.reshape([self.shape[i] for i in self.order]).transpose(np.argsort(self.order))
 
-    def moments(self, moments: Moments) -> Moments:
+    def moments(self, moments: Moments) -> Any:
+        """The moments in the statistics dtype, with all that arrays of this library have."""
         dtype = self.statistics
         return Moments(plain(moments.mean, dtype), plain(moments.remainder, dtype), plain(moments.var, dtype))
 
@@ -60,7 +62,7 @@ class View:
         return affine if g is gamma and b is beta else Affine(g, b, eps, relu)
 
 
-def order(x: Array) -> tuple[int, ...] | None:
+def order(x: Native) -> tuple[int, ...] | None:
     """The order of axes in which x is contiguous; None for C order, and where there is none and x is to be copied."""
     if x.flags.c_contiguous:
         return None
@@ -68,7 +70,7 @@ def order(x: Array) -> tuple[int, ...] | None:
     return axes if x.transpose(axes).flags.c_contiguous else None
 
 
-def plain(x: Array, dtype: np.dtype[Any]) -> Array:
+def plain(x: Native, dtype: np.dtype[Any]) -> Native:
     """x as a C-contiguous, aligned array of that dtype which looks writable: itself or a view where it can be."""
     if x.flags.carray and x.dtype == dtype and type(x) is np.ndarray:
         return x
@@ -76,7 +78,7 @@ def plain(x: Array, dtype: np.dtype[Any]) -> Array:
     return x if x.flags.writeable else np.asarray(_Readable(x))
 
 
-def writable(grads: list[Array], *donated: list[Array]) -> bool:
+def writable(grads: list[Native], *donated: list[Native]) -> bool:
     """Whether optimisers may write into the donated leaves: contiguous, writable, float32 or float64 like the gradients."""
     dtypes = {leaf.dtype for leaves in (grads, *donated) for leaf in leaves}
     return dtypes in ({FLOAT32}, {FLOAT64}) and all(leaf.flags.carray for leaves in donated for leaf in leaves)
@@ -85,6 +87,6 @@ def writable(grads: list[Array], *donated: list[Array]) -> bool:
 class _Readable:
     """A read-only array seen as writable, for which Numba would compile once more. Nobody writes to it."""
 
-    def __init__(self, x: Array) -> None:
+    def __init__(self, x: Native) -> None:
         self.__array_interface__ = {**x.__array_interface__, "data": (x.__array_interface__["data"][0], False)}
         self.x = x

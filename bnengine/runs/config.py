@@ -5,11 +5,19 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from .. import backends, layers, optimizers, parallel
+from .._typing import (
+    ActivationName,
+    BackendName,
+    DTypeName,
+    Initialization,
+    NormPosition,
+    OnNonfinite,
+    OptimizerName,
+    Transport,
+)
 from ..arguments import ConfigError
-from ..functional import ACTIVATIONS
 from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option
 
 PART = "a part between 0 and 1"
@@ -26,10 +34,8 @@ class Config(Options):
         None,
         "column of a CSV file to predict, by name or position (0 is the first, -1 the last); the last where not given",
     )
-    task: str = option(
-        "auto",
-        "kind of label; auto: text and few different whole numbers are classes",
-        ("auto", "classification", "regression"),
+    task: Literal["auto", "classification", "regression"] = option(
+        "auto", "kind of label; auto: text and few different whole numbers are classes"
     )
     test: float = option(
         0.2,
@@ -45,25 +51,24 @@ class Config(Options):
         "sizes of the hidden layers, separated by commas; 0: no hidden layer",
         within=Range("positive sizes", 1, 2**31, "sizes below 2**31"),
     )
-    activation: str = option("relu", "activation function of the hidden layers", tuple(ACTIVATIONS))
-    norm: str = option("batch", "normalisation of the hidden layers", ("batch", "none"))
-    norm_position: str = option("pre", "normalise before (pre) or after (post) the activation", ("pre", "post"))
+    activation: ActivationName = option("relu", "activation function of the hidden layers")
+    norm: Literal["batch", "none"] = option("batch", "normalisation of the hidden layers")
+    norm_position: NormPosition = option("pre", "normalise before (pre) or after (post) the activation")
     dropout: float = option(
         0.0,
         "part of the values of each hidden layer that is dropped in training",
         within=Range("a part in [0, 1)", 0, 1),
     )
     residual: bool = option(False, "a skip around each hidden layer that gives as many features as it takes")
-    initialization: str = option(
-        "auto", "spread of the initial weights; auto: what suits the activation", ("auto", *layers.INITIALIZATIONS)
+    initialization: Literal["auto", Initialization] = option(
+        "auto", "spread of the initial weights; auto: what suits the activation"
     )
     initial_scale: float = option(1.0, "factor of the initial weights", within=NOT_NEGATIVE)
-    optimizer: str = option("adam", "update rule", tuple(optimizers.BY_NAME))
+    optimizer: OptimizerName = option("adam", "update rule")
     learning_rate: float = option(0.003, "first or largest learning rate", within=POSITIVE)
-    schedule: str = option(
+    schedule: Literal["constant", "step", "cosine"] = option(
         "cosine",
         "course of the learning rate; step: a tenth after a half and again after three quarters of the training",
-        ("constant", "step", "cosine"),
     )
     warm_up: int = option(0, "epochs in which the learning rate rises to the schedule", within=at_least(0))
     weight_decay: float = option(0.0, "weight decay; gamma, beta and biases do not decay", within=NOT_NEGATIVE)
@@ -76,21 +81,17 @@ class Config(Options):
         None, "stop after so many epochs without a lower validation loss", within=at_least(1)
     )
     precise_bn: bool = option(False, "recompute the running statistics over the training rows at the end")
-    on_nonfinite: str = option(
-        "stop",
-        "where a loss or gradient is not finite, stop at the end of the epoch or skip the step's update",
-        ("stop", "skip"),
+    on_nonfinite: OnNonfinite = option(
+        "stop", "where a loss or gradient is not finite, stop at the end of the epoch or skip the step's update"
     )
     seed: int = option(0, "seed of the splits, the initial weights and the shuffles", within=at_least(0))
-    backend: str = option(
-        "auto", "array library; auto: cupy where a GPU answers, else numpy", ("auto", *backends.NAMES)
-    )
+    backend: BackendName = option("auto", "array library; auto: cupy where a GPU answers, else numpy")
     device: str | None = option(None, "device in the library's words, such as cuda:1; its default where not given")
-    dtype: str = option("float32", "floating dtype of parameters and data", ("float32", "float64"))
+    dtype: DTypeName = option("float32", "floating dtype of parameters and data")
     sync_ranks: int | None = option(
         None, "ranks that share batch statistics, 1: each its own; all where not given", within=at_least(1)
     )
-    distributed: str = option("none", "how ranks that a launcher started communicate", parallel.KINDS, kept=False)
+    distributed: Transport = option("none", "how ranks that a launcher started communicate", kept=False)
     timeout: float = option(300.0, "seconds to wait for other ranks before giving them up", within=POSITIVE, kept=False)
     out: str | None = option(None, "directory of the run; a new one under runs/ where not given", kept=False)
     resume: bool = option(False, "go on with the run in --out, or start it where nothing was", kept=False)

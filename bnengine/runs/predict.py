@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoints
+from .._typing import BackendName
 from ..arguments import ConfigError
 from ..backends import Backend
 from ..backends import backend as make_backend
@@ -41,7 +42,12 @@ DESCRIPTION: dict[str, tuple[type, ...]] = {
 
 
 def evaluate_run(
-    run: str, *, source: str | None = None, label: str | None = None, backend: str = "auto", device: str | None = None
+    run: str,
+    *,
+    source: str | None = None,
+    label: str | None = None,
+    backend: BackendName = "auto",
+    device: str | None = None,
 ) -> dict[str, Any]:
     """Metrics of a trained run on the test part of its own data, or on other data."""
     if label is not None and source is None:
@@ -79,7 +85,7 @@ def measure(
 
 
 def predict_run(
-    run: str, source: str, *, backend: str = "auto", device: str | None = None
+    run: str, source: str, *, backend: BackendName = "auto", device: str | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the predictions of a trained run for raw rows of data.
 
@@ -106,7 +112,7 @@ def predict_run(
     return ["prediction", *(f"p({name})" for name in classes)], rows
 
 
-def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loaded, Backend]:
+def _load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
     directory = Path(run)
     if not (directory / "model.safetensors").exists():
         raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, checkpoints, kernels
+from .._typing import LossName
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
@@ -46,6 +47,7 @@ class Problem:
 
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
+        """What the options say, made: data read, network built, ranks agreed."""
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
         options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
         dataset, validation, target = shards.load(config.data, ranks, **options)
@@ -59,11 +61,13 @@ class Problem:
         return cls(config, dataset, validation, counts, *made)
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> LossName:
+        """Cross-entropy for classes, the squared error for values."""
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
 
     @property
     def train(self) -> tuple[HostArray, HostArray]:
+        """Training rows and targets of this rank."""
         return self.dataset.x_train, self.dataset.y_train
 
     def to_bytes(self, fitted: Fitted, *, resumable: bool = False) -> bytes:
@@ -108,6 +112,7 @@ class Problem:
 
 
 def kernels_in_use(backend: Backend) -> str:
+    """The name of the module whose kernels this backend's arrays take."""
     probe = backend.xp.zeros((2, 1), dtype=backend.dtype, device=backend.device)
     return kernels.select(probe).__name__.rpartition(".")[2]
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import backends, files, provenance
+from .._typing import DTypeName, Library
 from ..arguments import ConfigError
 from ..options import Options as _Options
 from ..options import Range, at_least, option
@@ -65,11 +66,9 @@ class Options(_Options):
         "test accuracy to count steps to",
         within=Range("a test accuracy between 0 and 1", math.ulp(0.0), 1),
     )
-    backend: str = option("numpy", "array library of the networks", backends.NAMES)
+    backend: Library = option("numpy", "array library of the networks")
     device: str | None = option(None, "device in the library's words, such as cuda:1; its default where not given")
-    dtype: str | None = option(
-        None, "of every run; float32, and float64 for bias, where not given", ("float32", "float64")
-    )
+    dtype: DTypeName | None = option(None, "of every run; float32, and float64 for bias, where not given")
     jobs: int | None = option(None, "processes; one for each processor where not given", within=at_least(1), kept=False)
     out: str | None = option(
         None, "directory of the study; a new one under runs/ where not given", metavar="DIR", kept=False

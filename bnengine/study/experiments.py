@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .._typing import ActivationName, DTypeName, Library, NormPosition, OptimizerName
+
 WIDTH = 100
 """Units of every hidden layer, as in the paper's section 4.1."""
 
@@ -42,21 +44,22 @@ class Trial:
     seed: int
     steps: int
     hidden: int = 3
-    activation: str = "relu"
-    norm_position: str = "pre"
+    activation: ActivationName = "relu"
+    norm_position: NormPosition = "pre"
     scale: float = 1.0
     """Factor of the initial weights: he for ReLU, glorot otherwise."""
     bias: str = "without"
     """ "with": a bias, drawn at random, that the normalisation after it cancels."""
-    optimizer: str = "sgd"
+    optimizer: OptimizerName = "sgd"
     learning_rate: float = 0.1
     batch_size: int = 60
-    dtype: str = "float32"
-    backend: str = "numpy"
+    dtype: DTypeName = "float32"
+    backend: Library = "numpy"
     device: str | None = None
 
     @property
     def network(self) -> str:
+        """Hidden layers, their width and activation in one line."""
         return f"{self.hidden} x {WIDTH} {self.activation}"
 
 

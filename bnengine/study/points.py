@@ -62,14 +62,17 @@ class Point(NamedTuple):
 
     @property
     def mean(self) -> float:
+        """Mean accuracy of its seeds."""
         return sum(self.accuracies) / len(self.accuracies)
 
     @property
     def low(self) -> float:
+        """Accuracy of the worst seed."""
         return min(self.accuracies)
 
     @property
     def high(self) -> float:
+        """Accuracy of the best seed."""
         return max(self.accuracies)
 
     @property

@@ -62,7 +62,7 @@ class Problem:
         layer, backend = Standardize(dataset.features), make_backend("numpy")
         state = layer.measure(x, backend)
         x, x_validation, x_test = (
-            layer.forward({}, state, backend.asarray(rows), Context(training=False))[0]
+            as_numpy(layer.forward({}, state, backend.asarray(rows), Context(training=False))[0])
             for rows in (x, x_validation, dataset.x_test)
         )
         return cls(x, y, x_validation, y_validation, x_test, dataset.y_test, len(dataset.classes))
@@ -124,7 +124,7 @@ def network(trial: Trial, inputs: int, outputs: int) -> Sequential:
     """The trial's network; its inputs are standardised already."""
     net = mlp(
         [inputs, *[WIDTH] * trial.hidden, outputs],
-        norm=None if trial.norm == "none" else trial.norm,
+        norm="batch" if trial.norm == "batch" else None,
         activation=trial.activation,
         norm_position=trial.norm_position,
         scale=trial.scale,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .._typing import Array, Tree
+from .._typing import Array, BackendName, LossName, Tree
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
 from ..functional import Loss, loss_sum
@@ -27,8 +27,8 @@ def evaluate(
     state: Tree,
     rows: Rows,
     *,
-    loss: str | Loss = "cross_entropy",
-    backend: Backend | str | None = None,
+    loss: LossName | Loss = "cross_entropy",
+    backend: Backend | BackendName | None = None,
     communicator: Communicator | None = None,
 ) -> dict[str, float | None]:
     """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
@@ -52,7 +52,7 @@ def evaluate(
 
 
 def predict(
-    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | str | None = None
+    net: Sequential, params: Tree, state: Tree, x: Any, *, backend: Backend | BackendName | None = None
 ) -> np.ndarray[Any, Any]:
     """The network's outputs (logits, or predicted values) for rows of host data, on the host.
 
@@ -69,7 +69,7 @@ def measured(
     params: Tree,
     state: Tree,
     data: tuple[Array, Array],
-    loss: str | Loss,
+    loss: LossName | Loss,
     backend: Backend,
     ranks: Communicator,
 ) -> dict[str, float | None]:

@@ -12,7 +12,7 @@ from typing import Any
 from array_api_compat import array_namespace, is_array_api_obj
 
 from .. import trees
-from .._typing import Array, Tree
+from .._typing import Array, LossName, Tree
 from ..context import Context
 from ..functional import Loss, loss_function
 from ..networks import Sequential
@@ -56,7 +56,7 @@ def skipping(step: Step) -> Step:
 
 def first_nonfinite(
     net: Sequential,
-    loss: str | Loss,
+    loss: LossName | Loss,
     params: Tree,
     state: Tree,
     x: Array,

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .. import data, trees
-from .._typing import Array, Tree
+from .._typing import Array, BackendName, LossName, OnNonfinite, Tree
 from ..arguments import function, instance
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
@@ -72,16 +72,16 @@ def fit(
     train: Rows,
     *,
     validation: Rows | None = None,
-    loss: str | Loss = "cross_entropy",
+    loss: LossName | Loss = "cross_entropy",
     settings: Settings | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     seed: int | None = None,
     early_stopping: int | None = None,
     precise_bn: bool | None = None,
-    on_nonfinite: str | None = None,
+    on_nonfinite: OnNonfinite | None = None,
     sync_ranks: int | None = None,
-    backend: Backend | str | None = None,
+    backend: Backend | BackendName | None = None,
     start: Fitted | None = None,
     communicator: Communicator | None = None,
     callback: Callable[[dict[str, Any], Fitted], object] | None = None,
@@ -201,7 +201,7 @@ class _Loop:
 
     net: Sequential
     optimizer: OptimizerLike
-    loss: str | Loss
+    loss: LossName | Loss
     how: Settings
     backend: Backend
     rows: tuple[Array, Array]

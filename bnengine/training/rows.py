@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array
+from .._typing import Array, LossName
 from ..arguments import instance, one_of, refuse_nonfinite, shown
 from ..backends import Backend
 from ..functional import LOSSES, Loss
@@ -17,7 +17,9 @@ Rows = tuple[Any, Any]
 """Host arrays (x, targets) with a sample in each row."""
 
 
-def checked_rows(name: str, rows: Any, net: Sequential, loss: str | Loss, ranks: Communicator | None = None) -> Rows:
+def checked_rows(
+    name: str, rows: Any, net: Sequential, loss: LossName | Loss, ranks: Communicator | None = None
+) -> Rows:
     """Rows as host arrays, refused where they do not fit the network and the loss; one of several ranks may have none."""
     if not isinstance(rows, tuple | list) or len(rows) != 2:
         raise TypeError(f"{name}: expected a pair (x, targets), got {shown(rows)}")

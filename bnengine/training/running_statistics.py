@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from .. import data, trees
-from .._typing import Tree
+from .._typing import BackendName, Estimator, Tree
 from ..arguments import instance, number, one_of
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
@@ -31,9 +31,9 @@ def recalibrate(
     state: Tree,
     x: Any,
     *,
-    estimator: str = "population",
+    estimator: Estimator = "population",
     batch_size: int = 128,
-    backend: Backend | str | None = None,
+    backend: Backend | BackendName | None = None,
     communicator: Communicator | None = None,
 ) -> Tree:
     """Running statistics taken anew over x, with the parameters as they are now.
@@ -80,7 +80,7 @@ def recalibrate(
     >>> state["0"]["mean"], state["0"]["var"]  # of all five rows; the variance unbiased
     (array([4.], dtype=float32), array([8.5], dtype=float32))
     """
-    one_of("estimator", estimator, ("population", "batches"))
+    one_of("estimator", estimator, get_args(Estimator))
     backend, ranks = as_backend(backend), communicator or Alone()
     x = checked_inputs("x", x, net)
     trees.check("state", state, net.shapes.state)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
+from .._typing import OnNonfinite
 from ..arguments import instance, integer, one_of
 
 
@@ -27,7 +29,7 @@ class Settings:
     """Stop after so many epochs without a lower validation loss, and return the best epoch's network."""
     precise_bn: bool = False
     """Recompute the running statistics over the training data at the end (`recalibrate`)."""
-    on_nonfinite: str = "stop"
+    on_nonfinite: OnNonfinite = "stop"
     """"skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts them in the
     history (`skipped`); the step still counts for the schedule. It costs a copy of the parameters and the optimiser's
     state each step."""
@@ -44,5 +46,5 @@ class Settings:
             integer(name, value, least)
         if self.early_stopping is not None:
             integer("early_stopping", self.early_stopping, 1)
-        one_of("on_nonfinite", self.on_nonfinite, ("stop", "skip"))
+        one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
         instance("precise_bn", self.precise_bn, bool, "True or False")

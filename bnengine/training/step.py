@@ -8,7 +8,7 @@ from collections.abc import Callable
 from array_api_compat import array_namespace, device
 
 from .. import trees
-from .._typing import AllReduce, Array, Tree
+from .._typing import AllReduce, Array, LossName, Tree
 from ..arguments import instance
 from ..backends import Backend
 from ..context import Context, Draws
@@ -25,7 +25,7 @@ def train_step(
     opt_state: Tree,
     x: Array,
     targets: Array,
-    loss: str | Loss = "cross_entropy",
+    loss: LossName | Loss = "cross_entropy",
     all_reduce: AllReduce | None = None,
     *,
     sync_statistics: AllReduce | None = None,
@@ -126,7 +126,7 @@ def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce
     return trees.rebuild(grads, means), mean[-1]
 
 
-def _loss(loss: str | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
+def _loss(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
     if callable(loss):
         return loss(output, targets)
     try:

@@ -10,7 +10,7 @@ import cupy
 import numpy as np
 
 from ... import functional as F
-from ..._typing import Array
+from ..._typing import Native
 from ...kernels import cuda, reference
 from ...kernels.cuda.layout import laid_out, memory
 from ..normalization import EPS, Shape, as_written, largest_error
@@ -48,7 +48,7 @@ class Case:
         self.var = cupy.asarray(rng.uniform(0.5, 2, channels).astype(np.float32))
 
     @functools.cached_property
-    def truth(self) -> tuple[Array, ...]:
+    def truth(self) -> tuple[Native, ...]:
         """y; or dx, dgamma, dbeta."""
         x, dy, gamma, beta, mean, var = (
             a.astype(cupy.float64) for a in (self.x, self.dy, self.gamma, self.beta, self.mean, self.var)
@@ -109,7 +109,7 @@ def _reference(case: Case) -> Iterator[Contender]:
     return _seam(case, REFERENCE, reference, case.x, case.dy, case.axis)
 
 
-def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Array, *axis: int) -> Iterator[Contender]:
+def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Native, *axis: int) -> Iterator[Contender]:
     """Kernels by themselves, without the public functions' checks."""
     rest = reference.Affine(case.gamma, case.beta, EPS, False), *axis
     if case.work == "inference":
@@ -122,7 +122,7 @@ def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Array, *axis: int) 
         yield case.contender(family, lambda: kernels.backward(dy, x, m, *rest), taken=lambda r: (r[0], *r[1][::-1]))
 
 
-def _first(results: Any) -> tuple[Array]:
+def _first(results: Any) -> tuple[Native]:
     return (results[0],)
 
 
@@ -175,7 +175,7 @@ def _torch_compiled(case: Case) -> Iterator[Contender]:
 
 
 def _torch_contender(case: Case, family: str, call: Callable[[], Any], variant: str = "", **more: Any) -> Contender:
-    def taken(results: Any) -> list[Array]:
+    def taken(results: Any) -> list[Native]:
         got = [from_tensor(a.detach()) for a in results[: len(case.truth)]]
         return [cupy.moveaxis(a, 1, case.axis) if a.ndim > 1 else a for a in got]
 
@@ -201,7 +201,7 @@ def _jax(case: Case) -> Iterator[Contender]:
         "backward": (backward, (dy, gamma, *forward(x, gamma, beta)[1:])),
     }[case.work]
 
-    def taken(results: Any) -> list[Array]:
+    def taken(results: Any) -> list[Native]:
         got = [cupy.from_dlpack(a) for a in results[: len(case.truth)]]
         return [got[0].view(case.x.dtype), *got[1:]]
 
@@ -221,21 +221,21 @@ def _jax_passes(case: Case) -> tuple[Any, Any, Any]:
     wide = tuple(-1 if i == case.axis else 1 for i in range(case.x.ndim))
     half = jax.numpy.bfloat16 if case.dtype == "bfloat16" else None
 
-    def value(x: Array) -> Array:
+    def value(x: Native) -> Native:
         return (jax.lax.bitcast_convert_type(x, half) if half else x).astype(jax.numpy.float32)
 
-    def stored(y: Array, x: Array) -> Array:
+    def stored(y: Native, x: Native) -> Native:
         return jax.lax.bitcast_convert_type(y.astype(half), x.dtype) if half else y.astype(x.dtype)
 
-    def normalize(x: Array, mean: Array, var: Array, gamma: Array, beta: Array) -> tuple[Array]:
+    def normalize(x: Native, mean: Native, var: Native, gamma: Native, beta: Native) -> tuple[Native]:
         scale = gamma * jax.lax.rsqrt(var + EPS)
         return (stored((value(x) - mean.reshape(wide)) * scale.reshape(wide) + beta.reshape(wide), x),)
 
-    def forward(x: Array, gamma: Array, beta: Array) -> tuple[Array, Array, Array]:
+    def forward(x: Native, gamma: Native, beta: Native) -> tuple[Native, Native, Native]:
         mean, var = value(x).mean(axes), value(x).var(axes)
         return (*normalize(x, mean, var, gamma, beta), mean, jax.lax.rsqrt(var + EPS))
 
-    def backward(x: Array, dy: Array, gamma: Array, mean: Array, inv_std: Array) -> tuple[Array, Array, Array]:
+    def backward(x: Native, dy: Native, gamma: Native, mean: Native, inv_std: Native) -> tuple[Native, Native, Native]:
         d, n = value(dy), x.size // gamma.size
         xhat = (value(x) - mean.reshape(wide)) * inv_std.reshape(wide)
         dbeta, dgamma = d.sum(axes), (d * xhat).sum(axes)

@@ -10,7 +10,7 @@ from typing import Any
 import cupy
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from ...kernels import cuda
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX else takes most of the memory
@@ -25,14 +25,14 @@ def dtype_of(name: str) -> Any:
     return np.dtype(cuda._bfloat16()[0])
 
 
-def tensor(a: Array) -> Any:
+def tensor(a: Native) -> Any:
     """A tensor of PyTorch on the memory of an array."""
     import torch
 
     return _shared(torch.from_dlpack, a, "PyTorch", lambda t: t.view(torch.bfloat16))
 
 
-def from_tensor(a: Any) -> Array:
+def from_tensor(a: Any) -> Native:
     """An array of CuPy on the memory of a tensor."""
     import torch
 
@@ -41,21 +41,21 @@ def from_tensor(a: Any) -> Array:
     return cupy.from_dlpack(a)
 
 
-def jax_array(a: Array) -> Any:
+def jax_array(a: Native) -> Any:
     """An array of JAX on the memory of an array, bfloat16 as integers of its bits."""
     import jax
 
     return _shared(jax.dlpack.from_dlpack, a, "JAX", lambda bits: bits)
 
 
-def with_current_stream(call: Callable[[Any], Any], x: Array) -> Callable[[], None]:
+def with_current_stream(call: Callable[[Any], Any], x: Native) -> Callable[[], None]:
     """`call`, which waits for the current stream as x comes from there, and is waited for as its result goes there."""
     import jax
 
     return lambda: cupy.from_dlpack(jax.tree.leaves(call(jax_array(x)))[0])
 
 
-def _shared(convert: Callable[[Any], Any], a: Array, library: str, as_bfloat16: Callable[[Any], Any]) -> Any:
+def _shared(convert: Callable[[Any], Any], a: Native, library: str, as_bfloat16: Callable[[Any], Any]) -> Any:
     """By DLPack; bfloat16, which CuPy and NumPy do not export, as integers of its bits."""
     bits = a.dtype.name == "bfloat16"
     try:

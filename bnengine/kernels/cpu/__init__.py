@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import plain, views, workers
 from ..reference import Affine, Moments
 from ..views import View
@@ -31,18 +31,21 @@ SHORT = 16  # shorter runs of a channel hold no whole vector
 # ---- the four kernels and their compositions
 
 
-def moments(x: Array, axis: int) -> Moments:
+def moments(x: Native, axis: int) -> Moments:
+    """Mean, remainder and variance, each thread over a block of its own."""
     view, layout = _of(x, axis)
     return layout.moments(view.flat(x))
 
 
-def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y in one pass, with scale and shift of each channel computed ahead."""
     view, layout = _of(x, axis)
     coefficients = layout.coefficients(view.moments(moments), view.affine(affine))
     return view.restored(layout.normalize(view.flat(x), coefficients, affine.relu))
 
 
-def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
+def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """Both sums in one pass over dy and x."""
     view, layout = _of(x, axis)
     m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
@@ -51,8 +54,9 @@ def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: i
 
 
 def input_gradient(
-    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
-) -> Array:
+    dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
+) -> Native:
+    """dx in one pass, as scale * dy + slope * (x - mean) + offset of each channel."""
     view, layout = _of(x, axis)
     m, affine = view.moments(moments), view.affine(affine)
     coefficients = layout.coefficients(m, affine)
@@ -60,13 +64,17 @@ def input_gradient(
     return view.restored(layout.input_gradient(view.flat(dy), view.flat(x), coefficients, affine.relu))
 
 
-def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
+def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """Moments and y of a block while it is in the cache, where one thread has whole channels."""
     view, layout = _of(x, axis)
     y, m = layout.forward(view.flat(x), view.affine(affine))
     return view.restored(y), m
 
 
-def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
+def backward(
+    dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
+) -> tuple[Native, tuple[Native, Native]]:
+    """Sums and gradient over a block while it is in the cache, where one thread has whole channels."""
     view, layout = _of(x, axis)
     affine = view.affine(affine)
     dx, sums = layout.backward(view.flat(dy), view.flat(x), view.moments(moments), affine)
@@ -85,7 +93,7 @@ def _plan(
     return view, layout(view.seen, view.statistics.itemsize)
 
 
-def _of(x: Array, axis: int) -> tuple[View, Layout]:
+def _of(x: Native, axis: int) -> tuple[View, Layout]:
     return _plan(x.shape, axis, views.order(x), x.dtype)
 
 
@@ -112,7 +120,7 @@ def warmup(*dtypes: str) -> str:
     return cache_folder(planes.normalize)
 
 
-def _every_kernel(x: Array) -> None:
+def _every_kernel(x: Native) -> None:
     affine = Affine(None, None, 1e-5, True)
     _, m = forward(x, affine, 1)
     backward(x, x, m, affine, 1)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-from ..._typing import Array
+from ..._typing import Native
 from .compiling import compiled
 
 MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
@@ -24,6 +24,7 @@ MEAN, SCALE, SHIFT, SLOPE, OFFSET = range(5)
 
 @compiled
 def scale_and_shift(remainder: float, var: float, gamma: float, beta: float, eps: float) -> tuple[float, float]:
+    """y = scale * (x - mean) + shift: the rounding of the mean is made good in the shift."""
     scale = gamma / math.sqrt(var + eps)
     return scale, beta - remainder * scale
 
@@ -66,7 +67,7 @@ def gradient(
 
 
 @compiled
-def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, var: Array) -> None:
+def finish_moments(totals: Native, count: float, mean: Native, remainder: Native, var: Native) -> None:
     """Rounded mean, what that lost, and biased variance; rows of totals: mean, sum of squares about it."""
     for c in range(mean.size):
         mean[c] = totals[0, c]
@@ -76,8 +77,9 @@ def finish_moments(totals: Array, count: float, mean: Array, remainder: Array, v
 
 @compiled
 def line_coefficients(
-    mean: Array, remainder: Array, var: Array, gamma: Array, beta: Array, eps: float, length: int, out: Array
+    mean: Native, remainder: Native, var: Native, gamma: Native, beta: Native, eps: float, length: int, out: Native
 ) -> None:
+    """Rows MEAN, SCALE and SHIFT of `out`, each channel's `length` times side by side."""
     for c in range(mean.size):
         scale, shift = scale_and_shift(remainder[c], var[c], gamma[c], beta[c], eps)
         out[MEAN, c] = mean[c]
@@ -88,7 +90,7 @@ def line_coefficients(
 
 
 @compiled
-def _spread(row: Array, channels: int, length: int) -> None:
+def _spread(row: Native, channels: int, length: int) -> None:
     """Each of the first `channels` values `length` times, then all that as often as there is room."""
     if length > 1:
         for c in range(channels - 1, -1, -1):
@@ -102,7 +104,7 @@ def _spread(row: Array, channels: int, length: int) -> None:
 
 
 @compiled
-def finish_sums(totals: Array, remainder: Array, var: Array, eps: float, sums: Array) -> None:
+def finish_sums(totals: Native, remainder: Native, var: Native, eps: float, sums: Native) -> None:
     """Rows sum(dy), sum(dy * xhat); rows of totals: sum(dy), sum(dy * (x - mean))."""
     for c in range(var.size):
         sums[0, c] = totals[0, c]
@@ -111,8 +113,9 @@ def finish_sums(totals: Array, remainder: Array, var: Array, eps: float, sums: A
 
 @compiled
 def gradient_coefficients(
-    sums: Array, count: float, remainder: Array, var: Array, gamma: Array, eps: float, length: int, out: Array
+    sums: Native, count: float, remainder: Native, var: Native, gamma: Native, eps: float, length: int, out: Native
 ) -> None:
+    """Rows SLOPE and OFFSET of `out`, each channel's `length` times side by side."""
     for c in range(var.size):
         slope, offset = slope_and_offset(sums[0, c], sums[1, c], count, remainder[c], var[c], gamma[c], eps)
         out[SLOPE, c] = slope
@@ -125,7 +128,7 @@ def gradient_coefficients(
 
 
 @compiled
-def merge_parts(counts: Array, parts: Array) -> None:
+def merge_parts(counts: Native, parts: Native) -> None:
     """Add the statistics of all parts, (parts, 2, n), to those of part 0 (Chan, Golub and LeVeque 1979)."""
     done = counts[0]
     for part in range(1, counts.size):
@@ -140,7 +143,7 @@ def merge_parts(counts: Array, parts: Array) -> None:
 
 
 @compiled
-def add_parts(parts: Array) -> None:
+def add_parts(parts: Native) -> None:
     """Add the sums of all parts, (parts, 2, n), to those of part 0."""
     for part in range(1, parts.shape[0]):
         for row in range(2):

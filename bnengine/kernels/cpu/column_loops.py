@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .coefficients import (
     MEAN,
     OFFSET,
@@ -38,7 +38,7 @@ FIRST = 8  # wide rows from which the first center is taken: not of one value, w
 
 
 @compiled
-def _sums_about(x: Array, start: int, stop: int, width: int, center: Array, s: Array, q: Array) -> None:
+def _sums_about(x: Native, start: int, stop: int, width: int, center: Native, s: Native, q: Native) -> None:
     """s = sum(x - center), q = sum((x - center)^2) for each position; four rows at once, then the rest."""
     n, end = lanes(x), width - lanes(x)
     s[:] = 0
@@ -59,7 +59,7 @@ def _sums_about(x: Array, start: int, stop: int, width: int, center: Array, s: A
 
 
 @compiled
-def moments(x: Array, start: int, stop: int, width: int, out: Array) -> None:
+def moments(x: Native, start: int, stop: int, width: int, out: Native) -> None:
     """Mean of each position over the wide rows from start to stop, and sum of squares about it, in float64."""
     size = out.shape[1]
     work = np.empty((3, size), x.dtype)
@@ -92,7 +92,7 @@ def moments(x: Array, start: int, stop: int, width: int, out: Array) -> None:
 
 
 @compiled
-def _leave_out_repeats(positions: Array, width: int, n: int) -> None:
+def _leave_out_repeats(positions: Native, width: int, n: int) -> None:
     """Move the sums that only the last vector of a row has to where those of the vectors before it end."""
     repeats = positions.shape[1] - width
     if repeats:
@@ -102,7 +102,7 @@ def _leave_out_repeats(positions: Array, width: int, n: int) -> None:
 
 
 @compiled
-def merge_positions(x: Array, rows: int, width: int, length: int, positions: Array, out: Array) -> None:
+def merge_positions(x: Native, rows: int, width: int, length: int, positions: Native, out: Native) -> None:
     """Rows mean and sum of squares of each channel, from those of each position and the values after them."""
     _leave_out_repeats(positions, width, lanes(x))
     channels = out.shape[1]
@@ -130,7 +130,7 @@ def merge_positions(x: Array, rows: int, width: int, length: int, positions: Arr
 
 
 @compiled
-def add_positions(x: Array, width: int, length: int, positions: Array, out: Array) -> None:
+def add_positions(x: Native, width: int, length: int, positions: Native, out: Native) -> None:
     """Both sums of each channel from those of each position."""
     _leave_out_repeats(positions, width, lanes(x))
     channels = out.shape[1]
@@ -144,8 +144,9 @@ def add_positions(x: Array, width: int, length: int, positions: Array, out: Arra
 
 @compiled
 def normalize(
-    x: Array, start: int, stop: int, width: int, coefficients: Array, relu: bool, streaming: bool, y: Array
+    x: Native, start: int, stop: int, width: int, coefficients: Native, relu: bool, streaming: bool, y: Native
 ) -> None:
+    """y of the values from start to stop, a vector of channels at a time."""
     mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
     whole = stop - (stop - start) % lanes(x)
     j = 0
@@ -169,7 +170,7 @@ def normalize(
 
 @compiled
 def _block_sums(
-    dy: Array, x: Array, start: int, stop: int, width: int, coefficients: Array, relu: bool, s: Array, q: Array
+    dy: Native, x: Native, start: int, stop: int, width: int, coefficients: Native, relu: bool, s: Native, q: Native
 ) -> None:
     """s = sum(dy), q = sum(dy * (x - mean)) for each position; two rows at once, then what is left: vectors, values."""
     mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
@@ -203,7 +204,9 @@ def _block_sums(
 
 
 @compiled
-def sums(dy: Array, x: Array, start: int, stop: int, width: int, coefficients: Array, relu: bool, out: Array) -> None:
+def sums(
+    dy: Native, x: Native, start: int, stop: int, width: int, coefficients: Native, relu: bool, out: Native
+) -> None:
     """sum(dy) and sum(dy * (x - mean)) of each position, in float64; 64 wide rows at a time in the dtype of x."""
     size = out.shape[1]
     work = np.empty((2, size), x.dtype)
@@ -219,16 +222,17 @@ def sums(dy: Array, x: Array, start: int, stop: int, width: int, coefficients: A
 
 @compiled
 def input_gradient(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     start: int,
     stop: int,
     width: int,
-    coefficients: Array,
+    coefficients: Native,
     relu: bool,
     streaming: bool,
-    dx: Array,
+    dx: Native,
 ) -> None:
+    """dx of the values from start to stop, a vector of channels at a time."""
     mean, scale, shift = coefficients[MEAN], coefficients[SCALE], coefficients[SHIFT]
     slope, offset = coefficients[SLOPE], coefficients[OFFSET]
     whole = stop - (stop - start) % lanes(x)
@@ -258,16 +262,16 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array,
+    x: Native,
     width: int,
     length: int,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    statistics: Array,
-    y: Array,
+    statistics: Native,
+    y: Native,
 ) -> None:
     """`statistics` receives the rows mean, remainder, var."""
     rows, n = x.size // width, lanes(x)
@@ -284,21 +288,22 @@ def forward(
 
 @compiled
 def backward(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     width: int,
     length: int,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    dx: Array,
-    sums_: Array,
+    mean: Native,
+    remainder: Native,
+    var: Native,
+    dx: Native,
+    sums_: Native,
 ) -> None:
+    """Sums and dx of the whole array by one thread."""
     n = lanes(x)
     coefficients = np.empty((5, width + n), x.dtype)
     line_coefficients(mean, remainder, var, gamma, beta, eps, length, coefficients)

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import column_loops
@@ -42,14 +42,16 @@ class Columns(Layout):
         )
         self.parts = len(self.blocks)
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """In one call where there is one block: small arrays would pay more for calls than for values."""
         if len(self.blocks) > 1:
             return super().forward(x, affine)
         y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
         column_loops.forward(x, self.width, self.length, *affine, memory.past_cache(2 * x.nbytes), statistics, y)
         return y, Moments(*statistics)
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """In one call where there is one block."""
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -58,7 +60,8 @@ class Columns(Layout):
         )
         return dx, sums
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
+        """Of each block about its own mean, then merged by counts."""
         parts = np.zeros((len(self.blocks), 2, self.positions))
 
         def task(i: int) -> None:
@@ -72,11 +75,13 @@ class Columns(Layout):
         column_loops.merge_positions(x, self.rows, self.width, self.length, parts[0], totals)
         return self.finish_moments(totals, x.dtype)
 
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """Rows sum(dy) and sum(dy * (x - mean)) of each channel."""
         totals = np.empty((2, self.channels))
         column_loops.add_positions(x, self.width, self.length, super().totals(dy, x, coefficients, relu), totals)
         return totals
 
     def place(self, i: int) -> tuple[int, int, int]:
+        """Where block i lies, as the loops take it."""
         start, stop = self.blocks[i]
         return start, self.size if i == len(self.blocks) - 1 else stop, self.width

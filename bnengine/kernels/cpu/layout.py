@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
 from .coefficients import add_parts, finish_moments, finish_sums, gradient_coefficients, line_coefficients
@@ -41,10 +41,12 @@ class Layout:
         """Where block i is, as its loops take it."""
         raise NotImplementedError
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
+        """Mean, remainder and variance of each channel."""
         raise NotImplementedError
 
-    def normalize(self, x: Array, coefficients: Array, relu: bool) -> Array:
+    def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
+        """y, for the mean, scale and shift of each channel."""
         y, streaming = memory.empty_like(x), self.streaming(2 * x.nbytes)
 
         def task(i: int) -> None:
@@ -53,7 +55,7 @@ class Layout:
         workers.run(task, len(self.blocks), backwards=True)
         return y
 
-    def totals(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         """Rows sum(dy), sum(dy * (x - mean)), in float64, of each position."""
         parts = np.empty((self.parts, 2, self.positions))
 
@@ -64,7 +66,8 @@ class Layout:
         add_parts(parts)
         return parts[0]
 
-    def input_gradient(self, dy: Array, x: Array, coefficients: Array, relu: bool) -> Array:
+    def input_gradient(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
+        """dx, from the sums over each channel."""
         dx, streaming = memory.empty_like(x), self.streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
@@ -77,11 +80,13 @@ class Layout:
         """Whether a pass that moves so many bytes writes past the caches."""
         return self.streams and memory.past_cache(traffic)
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """y and the moments, in two passes."""
         m = self.moments(x)
         return self.normalize(x, self.coefficients(m, affine), affine.relu), m
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """dx and the rows of sums, in two passes."""
         coefficients = self.coefficients(moments, affine)
         sums = self.sums(dy, x, moments, coefficients, affine)
         self.add_slopes(coefficients, sums, self.count, moments, affine)
@@ -89,24 +94,26 @@ class Layout:
 
     # ---- between the passes
 
-    def finish_moments(self, totals: Array, dtype: Array) -> Moments:
+    def finish_moments(self, totals: Native, dtype: Native) -> Moments:
         """From rows mean and sum of squares about it, in float64."""
         m = Moments(*np.empty((3, self.channels), dtype))
         finish_moments(totals, float(self.count), *m)
         return m
 
-    def coefficients(self, moments: Moments, affine: Affine) -> Array:
+    def coefficients(self, moments: Moments, affine: Affine) -> Native:
+        """Rows MEAN, SCALE and SHIFT; room for SLOPE and OFFSET."""
         out = np.empty((5, self.coefficient_length), moments.mean.dtype)
         line_coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
         return out
 
-    def sums(self, dy: Array, x: Array, moments: Moments, coefficients: Array, affine: Affine) -> Array:
+    def sums(self, dy: Native, x: Native, moments: Moments, coefficients: Native, affine: Affine) -> Native:
         """Rows sum(dy), sum(dy * xhat) of each channel."""
         totals = self.totals(dy, x, coefficients, affine.relu)
         sums = np.empty((2, self.channels), x.dtype)
         finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
         return sums
 
-    def add_slopes(self, coefficients: Array, sums: Array, count: int, moments: Moments, affine: Affine) -> None:
+    def add_slopes(self, coefficients: Native, sums: Native, count: int, moments: Moments, affine: Affine) -> None:
+        """Fill the rows SLOPE and OFFSET."""
         _, remainder, var = moments
         gradient_coefficients(sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients)

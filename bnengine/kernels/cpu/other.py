@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, reference, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
@@ -16,7 +16,7 @@ LABELS = np.dtype(np.int64)
 
 
 @compiled
-def _softmax_cross_entropy(z: Array, labels: Array, dz: Array) -> float:
+def _softmax_cross_entropy(z: Native, labels: Native, dz: Native) -> float:
     rows, classes = z.shape
     share, loss = z.dtype.type(1 / rows), 0.0
     for i in range(rows):
@@ -42,40 +42,43 @@ def _softmax_cross_entropy(z: Array, labels: Array, dz: Array) -> float:
 
 
 @compiled
-def _relu_backward(dy: Array, y: Array, dx: Array) -> None:
+def _relu_backward(dy: Native, y: Native, dx: Native) -> None:
     zero = y.dtype.type(0)
     for i in range(y.size):
         dx[i] = zero if y[i] <= zero else dy[i]
 
 
 @compiled
-def _sigmoid_backward(dy: Array, y: Array, dx: Array) -> None:
+def _sigmoid_backward(dy: Native, y: Native, dx: Native) -> None:
     one = y.dtype.type(1)
     for i in range(y.size):
         dx[i] = dy[i] * (y[i] * (one - y[i]))
 
 
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
+    """Loss and gradient, a row at a time while it is in the cache."""
     z = plain(logits, FLOAT64 if logits.dtype == FLOAT64 else FLOAT32)
     dz = memory.empty_like(z)
     loss = _softmax_cross_entropy(z, plain(labels, LABELS), dz)
     return z.dtype.type(loss), dz.astype(logits.dtype, copy=False)
 
 
-def relu_backward(dy: Array, y: Array) -> Array:
+def relu_backward(dy: Native, y: Native) -> Native:
+    """In one pass where dy and y lie alike."""
     return _through(_relu_backward, dy, y) if _alike(dy, y) else reference.relu_backward(dy, y)
 
 
-def sigmoid_backward(dy: Array, y: Array) -> Array:
+def sigmoid_backward(dy: Native, y: Native) -> Native:
+    """In one pass where dy and y lie alike."""
     return _through(_sigmoid_backward, dy, y) if _alike(dy, y) else reference.sigmoid_backward(dy, y)
 
 
-def _alike(dy: Array, y: Array) -> bool:
+def _alike(dy: Native, y: Native) -> bool:
     """Whether a compiled loop may go through both side by side."""
     return y.dtype == dy.dtype and y.dtype in (FLOAT32, FLOAT64)
 
 
-def _through(loop: Callable[[Array, Array, Array], None], dy: Array, y: Array) -> Array:
+def _through(loop: Callable[[Native, Native, Native], None], dy: Native, y: Native) -> Native:
     """The loop over both in the order in which y lies in memory, which is that of the result too."""
     order = views.order(y)
     if order is not None:

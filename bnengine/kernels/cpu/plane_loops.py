@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .coefficients import gradient, normalized
 from .compiling import compiled
 from .vectors import fence, lanes, last, load, splat, store, stream, total, where_active
@@ -26,7 +26,7 @@ Line: TypeAlias = tuple[float, float, float]
 
 
 @compiled
-def _sums_about(x: Array, runs: Runs, center: float) -> tuple[float, float]:
+def _sums_about(x: Native, runs: Runs, center: float) -> tuple[float, float]:
     """sum(x - center), sum((x - center)^2)."""
     start, step, planes, length = runs
     c, zero = splat(center), splat(x.dtype.type(0))
@@ -55,7 +55,7 @@ def _sums_about(x: Array, runs: Runs, center: float) -> tuple[float, float]:
 
 
 @compiled
-def moments(x: Array, runs: Runs) -> tuple[float, float]:
+def moments(x: Native, runs: Runs) -> tuple[float, float]:
     """Mean of one channel and the sum of squares about it."""
     start, step, planes, length = runs
     together = max(1, VALUES // length)
@@ -81,7 +81,8 @@ def moments(x: Array, runs: Runs) -> tuple[float, float]:
 
 
 @compiled
-def normalize(x: Array, runs: Runs, line: Line, relu: bool, streaming: bool, y: Array) -> None:
+def normalize(x: Native, runs: Runs, line: Line, relu: bool, streaming: bool, y: Native) -> None:
+    """y, for the mean, scale and shift of each channel."""
     (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, n = splat(mean), splat(scale), splat(shift), lanes(x)
     for plane in range(planes - 1, -1, -1):  # backwards: the pass before has left the end in cache
@@ -113,7 +114,7 @@ def normalize(x: Array, runs: Runs, line: Line, relu: bool, streaming: bool, y: 
 
 
 @compiled
-def _sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
+def _sums(dy: Native, x: Native, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
     """sum(dy), sum(dy * (x - mean))."""
     (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, zero = splat(mean), splat(scale), splat(shift), splat(x.dtype.type(0))
@@ -145,7 +146,7 @@ def _sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[floa
 
 
 @compiled
-def sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
+def sums(dy: Native, x: Native, runs: Runs, line: Line, relu: bool) -> tuple[float, float]:
     """The same of one channel, in float64 from one group of about 4096 values to the next."""
     start, step, planes, length = runs
     together = max(1, VALUES // length)
@@ -162,8 +163,9 @@ def sums(dy: Array, x: Array, runs: Runs, line: Line, relu: bool) -> tuple[float
 
 @compiled
 def input_gradient(
-    dy: Array, x: Array, runs: Runs, line: Line, slope: float, offset: float, relu: bool, streaming: bool, dx: Array
+    dy: Native, x: Native, runs: Runs, line: Line, slope: float, offset: float, relu: bool, streaming: bool, dx: Native
 ) -> None:
+    """dx, from the sums over each channel."""
     (start, step, planes, length), (mean, scale, shift) = runs, line
     m, a, b, u, w, n = splat(mean), splat(scale), splat(shift), splat(slope), splat(offset), lanes(x)
     for plane in range(planes - 1, -1, -1):

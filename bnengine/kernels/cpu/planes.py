@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import plane_loops
@@ -49,25 +49,28 @@ def _runs(shape: Shape, block: Block, c: int) -> plane_loops.Runs:
 
 
 @compiled
-def _line(coefficients: Array, c: int) -> plane_loops.Line:
+def _line(coefficients: Native, c: int) -> plane_loops.Line:
     return coefficients[MEAN, c], coefficients[SCALE, c], coefficients[SHIFT, c]
 
 
 @compiled
-def moments(x: Array, shape: Shape, block: Block, out: Array) -> None:
+def moments(x: Native, shape: Shape, block: Block, out: Native) -> None:
     """Mean and sum of squares about it, in float64, over the block's samples."""
     for c in range(block[2], block[3]):
         out[0, c], out[1, c] = plane_loops.moments(x, _runs(shape, block, c))
 
 
 @compiled
-def normalize(x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, streaming: bool, y: Array) -> None:
+def normalize(
+    x: Native, shape: Shape, block: Block, coefficients: Native, relu: bool, streaming: bool, y: Native
+) -> None:
+    """y, for the mean, scale and shift of each channel."""
     for c in range(block[2], block[3]):
         plane_loops.normalize(x, _runs(shape, block, c), _line(coefficients, c), relu, streaming, y)
 
 
 @compiled
-def sums(dy: Array, x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, out: Array) -> None:
+def sums(dy: Native, x: Native, shape: Shape, block: Block, coefficients: Native, relu: bool, out: Native) -> None:
     """sum(dy) and sum(dy * (x - mean)), in float64, over the block's samples."""
     for c in range(block[2], block[3]):
         out[0, c], out[1, c] = plane_loops.sums(dy, x, _runs(shape, block, c), _line(coefficients, c), relu)
@@ -75,8 +78,9 @@ def sums(dy: Array, x: Array, shape: Shape, block: Block, coefficients: Array, r
 
 @compiled
 def input_gradient(
-    dy: Array, x: Array, shape: Shape, block: Block, coefficients: Array, relu: bool, streaming: bool, dx: Array
+    dy: Native, x: Native, shape: Shape, block: Block, coefficients: Native, relu: bool, streaming: bool, dx: Native
 ) -> None:
+    """dx, from the sums over each channel."""
     for c in range(block[2], block[3]):
         runs, line, u, w = (
             _runs(shape, block, c),
@@ -92,19 +96,20 @@ def input_gradient(
 
 @compiled
 def forward(
-    x: Array,
+    x: Native,
     shape: Shape,
     block: Block,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    y: Array,
+    mean: Native,
+    remainder: Native,
+    var: Native,
+    y: Native,
 ) -> None:
+    """Both passes of the forward direction: y and the moments."""
     for c in range(block[2], block[3]):
         runs = _runs(shape, block, c)
         m, s = plane_loops.moments(x, runs)
@@ -117,21 +122,22 @@ def forward(
 
 @compiled
 def backward(
-    dy: Array,
-    x: Array,
+    dy: Native,
+    x: Native,
     shape: Shape,
     block: Block,
-    gamma: Array,
-    beta: Array,
+    gamma: Native,
+    beta: Native,
     eps: float,
     relu: bool,
     streaming: bool,
-    mean: Array,
-    remainder: Array,
-    var: Array,
-    dx: Array,
-    sums: Array,
+    mean: Native,
+    remainder: Native,
+    var: Native,
+    dx: Native,
+    sums: Native,
 ) -> None:
+    """Both passes of the backward direction: dx and the sums."""
     count = float(shape[0] * shape[2])
     for c in range(block[2], block[3]):
         runs = _runs(shape, block, c)
@@ -172,7 +178,8 @@ class Planes(Layout):
         plane = length * itemsize  # bytes
         self.streams = plane % memory.ALIGNMENT == 0 or plane >= LONG
 
-    def forward(self, x: Array, affine: Affine) -> tuple[Array, Moments]:
+    def forward(self, x: Native, affine: Affine) -> tuple[Native, Moments]:
+        """Channel by channel where blocks hold whole ones, so that the second pass finds x in the cache."""
         if self.parts > 1:
             return super().forward(x, affine)
         y, m = memory.empty_like(x), Moments(*np.empty((3, self.channels), x.dtype))
@@ -184,7 +191,8 @@ class Planes(Layout):
         workers.run(task, len(self.blocks))
         return y, m
 
-    def backward(self, dy: Array, x: Array, moments: Moments, affine: Affine) -> tuple[Array, Array]:
+    def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
+        """Channel by channel where blocks hold whole ones, so that the second pass finds x and dy in the cache."""
         if self.parts > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
@@ -196,7 +204,8 @@ class Planes(Layout):
         workers.run(task, len(self.blocks))
         return dx, sums
 
-    def moments(self, x: Array) -> Moments:
+    def moments(self, x: Native) -> Moments:
+        """Of each part of the samples about its own mean, then merged by counts."""
         parts = np.empty((self.parts, 2, self.channels))
         each = len(self.blocks) // self.parts
 
@@ -209,4 +218,5 @@ class Planes(Layout):
         return self.finish_moments(parts[0], x.dtype)
 
     def place(self, i: int) -> tuple[Shape, Block]:
+        """Where block i lies, as the loops take it."""
         return self.shape, self.blocks[i]

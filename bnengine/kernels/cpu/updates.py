@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import workers
 from ..views import plain, writable
 from .compiling import compiled
@@ -22,14 +22,14 @@ from .compiling import compiled
 
 
 @compiled
-def _sgd(p: Array, g: Array, scalars: Array) -> None:
+def _sgd(p: Native, g: Native, scalars: Native) -> None:
     decay, rate = scalars
     for i in range(p.size):
         p[i] -= rate * (g[i] + decay * p[i])
 
 
 @compiled
-def _momentum(p: Array, g: Array, v: Array, scalars: Array) -> None:
+def _momentum(p: Native, g: Native, v: Native, scalars: Native) -> None:
     decay, rate, momentum, ahead = scalars
     for i in range(p.size):
         gradient = g[i] + decay * p[i]
@@ -39,7 +39,7 @@ def _momentum(p: Array, g: Array, v: Array, scalars: Array) -> None:
 
 
 @compiled
-def _rmsprop(p: Array, g: Array, s: Array, scalars: Array) -> None:
+def _rmsprop(p: Native, g: Native, s: Native, scalars: Native) -> None:
     decay, rate, kept, new, eps = scalars
     for i in range(p.size):
         gradient = g[i] + decay * p[i]
@@ -49,7 +49,7 @@ def _rmsprop(p: Array, g: Array, s: Array, scalars: Array) -> None:
 
 
 @compiled
-def _adam(p: Array, g: Array, m: Array, v: Array, scalars: Array) -> None:
+def _adam(p: Native, g: Native, m: Native, v: Native, scalars: Native) -> None:
     decay, shrink, step, beta1, new1, beta2, new2, inv_root, eps = scalars
     for i in range(p.size):
         gradient = g[i] + decay * p[i]
@@ -86,9 +86,9 @@ RULES = {
 
 def update(
     rule: str,
-    params: list[Array],
-    grads: list[Array],
-    slots: list[list[Array]],
+    params: list[Native],
+    grads: list[Native],
+    slots: list[list[Native]],
     decays: list[float],
     scalars: dict[str, Any],
 ) -> bool:
@@ -108,7 +108,7 @@ def update(
     return True
 
 
-def _part(loop: Callable[..., None], flat: list[Array], scalars: Array, parts: list[tuple[int, int]]) -> workers.Task:
+def _part(loop: Callable[..., None], flat: list[Native], scalars: Native, parts: list[tuple[int, int]]) -> workers.Task:
     def task(i: int) -> None:
         loop(*(leaf[slice(*parts[i])] for leaf in flat), scalars)
 

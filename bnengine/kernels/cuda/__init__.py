@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import reference
 from ..reference import Affine, Moments
 from . import device, plans, portable, wide
@@ -32,7 +32,7 @@ ONE_BLOCK = 256
 """Rows of logits that one block takes, so that no other has to be waited for."""
 
 
-def supports(x: Array) -> bool:
+def supports(x: Native) -> bool:
     """Whether the kernels take x as it is."""
     return x.dtype.name in DTYPES
 
@@ -56,7 +56,7 @@ def warmup(*dtypes: str) -> str:
 
 
 @device.on_device
-def _run(x: Array, name: str, axis: int, *rest: Any, dy: Array | None = None) -> Any:
+def _run(x: Native, name: str, axis: int, *rest: Any, dy: Native | None = None) -> Any:
     """The kernel on wide loads where it takes x and what lies as x does, else the portable one."""
     dense = laid_out(x, axis)
     others = () if dy is None else (memory(dy, dense.order),)
@@ -64,44 +64,54 @@ def _run(x: Array, name: str, axis: int, *rest: Any, dy: Array | None = None) ->
     return getattr(kernels, name)(*others, dense, *rest)
 
 
-def moments(x: Array, axis: int) -> Moments:
+def moments(x: Native, axis: int) -> Moments:
+    """Mean, its remainder and biased variance of each channel."""
     m: Moments = _run(x, "moments", axis)
     return m
 
 
-def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """y, for the mean, scale and shift of each channel."""
     return _run(x, "normalize", axis, moments, affine)
 
 
-def gradient_sums(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, Array]:
-    sums: tuple[Array, Array] = _run(x, "gradient_sums", axis, moments, affine, dy=dy)
+def gradient_sums(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> tuple[Native, Native]:
+    """sum(dy) and sum(dy * xhat) of each channel."""
+    sums: tuple[Native, Native] = _run(x, "gradient_sums", axis, moments, affine, dy=dy)
     return sums
 
 
 def input_gradient(
-    dy: Array, x: Array, moments: Moments, sums: tuple[Array, Array], count: int, affine: Affine, axis: int
-) -> Array:
+    dy: Native, x: Native, moments: Moments, sums: tuple[Native, Native], count: int, affine: Affine, axis: int
+) -> Native:
+    """dx, from the sums over each channel."""
     return _run(x, "input_gradient", axis, moments, sums, count, affine, dy=dy)
 
 
-def given_gradient(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
+def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
+    """dx for statistics that do not depend on x."""
     return _run(x, "input_gradient", axis, moments, None, 1, affine, dy=dy)
 
 
-def forward(x: Array, affine: Affine, axis: int) -> tuple[Array, Moments]:
-    result: tuple[Array, Moments] = _run(x, "forward", axis, affine)
+def forward(x: Native, affine: Affine, axis: int) -> tuple[Native, Moments]:
+    """Both passes of the forward direction: y and the moments."""
+    result: tuple[Native, Moments] = _run(x, "forward", axis, affine)
     return result
 
 
-def backward(dy: Array, x: Array, moments: Moments, affine: Affine, axis: int) -> tuple[Array, tuple[Array, Array]]:
-    result: tuple[Array, tuple[Array, Array]] = _run(x, "backward", axis, moments, affine, dy=dy)
+def backward(
+    dy: Native, x: Native, moments: Moments, affine: Affine, axis: int
+) -> tuple[Native, tuple[Native, Native]]:
+    """Both passes of the backward direction: dx and the sums."""
+    result: tuple[Native, tuple[Native, Native]] = _run(x, "backward", axis, moments, affine, dy=dy)
     return result
 
 
 @device.on_device
 def blend(
-    mean: Array, var: Array, batch_mean: Array, batch_var: Array, weight: float, unbiased: float
-) -> tuple[Array, Array]:
+    mean: Native, var: Native, batch_mean: Native, batch_var: Native, weight: float, unbiased: float
+) -> tuple[Native, Native]:
+    """Both running statistics in one launch."""
     if batch_mean.dtype != mean.dtype:
         return reference.blend(mean, var, batch_mean, batch_var, weight, unbiased)
     new_mean, new_var = device.cupy.empty(mean.shape, dtype=mean.dtype), device.cupy.empty(var.shape, dtype=mean.dtype)
@@ -113,14 +123,16 @@ def blend(
 
 
 @device.on_device
-def sigmoid(x: Array) -> Array:
+def sigmoid(x: Native) -> Native:
+    """In one launch."""
     y = device.cupy.empty(x.shape, dtype=x.dtype)
     kernel("sigmoid")(x, y)
     return y
 
 
 @device.on_device
-def sigmoid_backward(dy: Array, y: Array) -> Array:
+def sigmoid_backward(dy: Native, y: Native) -> Native:
+    """In one launch where dy and y have one dtype."""
     if dy.dtype != y.dtype:
         return reference.sigmoid_backward(dy, y)
     dx = device.cupy.empty(y.shape, dtype=y.dtype)
@@ -129,7 +141,8 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
 
 
 @device.on_device
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
+    """Loss and gradient in one launch; its blocks add their shares of the loss in a fixed order."""
     cupy, (rows, classes) = device.cupy, logits.shape
     logits = logits if logits.flags.c_contiguous else logits.copy(order="C")
     if labels.dtype.name != "int64" or not labels.flags.c_contiguous:
@@ -166,7 +179,7 @@ def _warm_portable(x: Dense) -> None:
         blend(m.mean, m.var, m.mean, m.var, 0.1, 1.0)
 
 
-def _warm_network(x: Array) -> None:
+def _warm_network(x: Native) -> None:
     sigmoid_backward(x, sigmoid(x))
     for rows in (2, ONE_BLOCK + 1):
         logits, labels = (device.cupy.zeros(s, dtype=t) for s, t in (((rows, 2), x.dtype), (rows, device.cupy.int64)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from ..._typing import Array
+from ..._typing import Native
 
 THREADS = 2**18
 """Threads to aim for: what the largest GPUs hold at once."""
@@ -16,7 +16,7 @@ FEWEST, MOST = 32, 256
 class Dense(NamedTuple):
     """An array as its memory: (outer, channels, inner), and the threads that share it."""
 
-    flat: Array
+    flat: Native
     outer: int
     channels: int
     inner: int
@@ -30,6 +30,7 @@ class Dense(NamedTuple):
 
     @property
     def walk(self) -> tuple[int, int, int, int, int]:
+        """What a kernel needs to find its values: the sizes, and how many threads share them."""
         return self.outer, self.channels, self.inner, self.rows, self.columns
 
     @property
@@ -39,14 +40,15 @@ class Dense(NamedTuple):
 
     @property
     def threads(self) -> int:
+        """Of a launch."""
         return self.rows * self.channels * self.columns
 
-    def restored(self, flat: Array) -> Array:
+    def restored(self, flat: Native) -> Native:
         """Values in this order of memory as an array in the order of its axes."""
         return flat.reshape(self.shape).transpose(tuple(self.order.index(i) for i in range(len(self.order))))
 
 
-def laid_out(x: Array, axis: int) -> Dense:
+def laid_out(x: Native, axis: int) -> Dense:
     """x without a copy where its values lie without gaps in any order of axes, else copied once."""
     order = tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))
     shape, place = tuple(x.shape[i] for i in order), order.index(axis)
@@ -55,7 +57,7 @@ def laid_out(x: Array, axis: int) -> Dense:
     return Dense(memory(x, order), outer, channels, inner, rows, columns, order, shape)
 
 
-def memory(x: Array, order: tuple[int, ...]) -> Array:
+def memory(x: Native, order: tuple[int, ...]) -> Native:
     """The values of x, axes in this order, one beside the other: a copy only where they lie otherwise."""
     x = x.transpose(order)
     return (x if x.flags.c_contiguous else x.copy(order="C")).reshape(-1)

@@ -43,6 +43,7 @@ class Chip(NamedTuple):
 
     @property
     def clusters(self) -> tuple[int, ...]:
+        """How many blocks may share a tile: more than one from sm_90 on."""
         return CLUSTERS if self.architecture >= 90 else CLUSTERS[:1]
 
     @property
@@ -65,6 +66,7 @@ class Wide(NamedTuple):
     itemsize: int
 
     def tiles(self, lanes: int) -> int:
+        """Tiles of so many lanes that make up the array."""
         return -(-self.vectors // lanes) if self.rows else self.channels
 
     @property
@@ -92,6 +94,7 @@ class Plan(NamedTuple):
 
     @property
     def blocks(self) -> int:
+        """Of the launch."""
         return self.wide.tiles(self.lanes) * self.parts
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import reference
 from ..reference import Affine, Moments
 from . import device
@@ -16,17 +16,20 @@ from .device import kernel
 from .layout import Dense
 
 
-def forward(x: Dense, affine: Affine) -> tuple[Array, Moments]:
+def forward(x: Dense, affine: Affine) -> tuple[Native, Moments]:
+    """y and the moments, in two passes over x."""
     m = moments(x)
     return normalize(x, m, affine), m
 
 
-def backward(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums, in two passes over x and dy."""
     sums = gradient_sums(dy, x, m, affine)
     return input_gradient(dy, x, m, sums, x.values, affine), sums
 
 
 def moments(x: Dense) -> Moments:
+    """Each thread takes a share of a channel about a value of its own; shares are pooled by counts."""
     dtype = reference.statistics_dtype(x.flat)
     shares = device.cupy.empty((4, x.rows, x.channels, x.columns), dtype=dtype)
     count, base, offset, var = (shares[k] for k in range(4))
@@ -37,13 +40,15 @@ def moments(x: Dense) -> Moments:
     return m
 
 
-def normalize(x: Dense, m: Moments, affine: Affine) -> Array:
+def normalize(x: Dense, m: Moments, affine: Affine) -> Native:
+    """y in one launch."""
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     kernel("normalize")(x.flat, *_channel(m, affine), affine.relu, *x.walk, y, size=x.threads)
     return x.restored(y)
 
 
-def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, Array]:
+def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, Native]:
+    """Shares of each thread, then their sum."""
     shares = device.cupy.empty((2, x.rows, x.channels, x.columns), dtype=m.mean.dtype)
     channel = _channel(m, affine)
     kernel("share_gradients")(dy, x.flat, *channel, affine.relu, *x.walk, shares[0], shares[1])
@@ -53,8 +58,8 @@ def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Arra
 
 
 def input_gradient(
-    dy: Array, x: Dense, m: Moments, sums: tuple[Array, Array] | None, count: int, affine: Affine
-) -> Array:
+    dy: Native, x: Dense, m: Moments, sums: tuple[Native, Native] | None, count: int, affine: Affine
+) -> Native:
     """Without sums the statistics do not depend on x."""
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     channel = _channel(m, affine)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from .. import reference
 from . import device
 
@@ -21,8 +21,8 @@ CHUNK, THREADS = 2048, 256
 class Leaf(NamedTuple):
     """A parameter with its slots, which are written, its gradient, and its weight decay: L2, or a factor."""
 
-    written: tuple[Array, ...]
-    g: Array
+    written: tuple[Native, ...]
+    g: Native
     decay: float
     shrink: float = 1.0
 
@@ -54,9 +54,9 @@ RULES = {
 
 def update(
     rule: str,
-    params: list[Array],
-    grads: list[Array],
-    slots: list[list[Array]],
+    params: list[Native],
+    grads: list[Native],
+    slots: list[list[Native]],
     decays: list[float],
     scalars: dict[str, Any],
 ) -> bool:
@@ -84,7 +84,7 @@ def _update(kernel: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None
 
 
 @device.on_device
-def _launch(g: Array, rule: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None:
+def _launch(g: Native, rule: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None:
     dense = [leaf._replace(written=tuple(map(_in_order, leaf.written)), g=_in_order(leaf.g)) for leaf in leaves]
     ends = list(itertools.accumulate(-(-leaf.g.size // CHUNK) for leaf in dense))
     p, *slots = leaves[0].written
@@ -100,7 +100,7 @@ def _launch(g: Array, rule: str, leaves: list[Leaf], scalars: tuple[float, ...])
                 a[...] = values
 
 
-def _in_order(a: Array) -> Array:
+def _in_order(a: Native) -> Native:
     """The array in C order: a copy where it lies otherwise."""
     return a if a.flags.c_contiguous else a.copy(order="C")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..._typing import Array
+from ..._typing import Native
 from ..reference import Affine, Moments
 from . import device, plans
 from .layout import Dense
@@ -35,7 +35,7 @@ def chip(x: Dense) -> Chip:
     return chip_of(x.flat.device.id)
 
 
-def takes(x: Dense, *others: Array) -> bool:
+def takes(x: Dense, *others: Native) -> bool:
     """Whether the kernels here take x and the others, which lie as it does."""
     dtype = x.flat.dtype
     if dtype.name not in DTYPES or any(a.dtype != dtype for a in others) or chip(x).architecture < plans.OLDEST:
@@ -43,13 +43,14 @@ def takes(x: Dense, *others: Array) -> bool:
     return _vectors(x) is not None
 
 
-def _vectors(x: Dense, *others: Array) -> Any:
+def _vectors(x: Dense, *others: Native) -> Any:
     """x as vectors: a `Wide`, or None where it has no values or too many."""
     addresses = functools.reduce(operator.or_, (a.data.ptr for a in (x.flat, *others)))
     return plans.wide(x.outer, x.channels, x.inner, x.flat.dtype.itemsize, addresses % 16)
 
 
-def forward(x: Dense, affine: Affine) -> tuple[Array, Moments]:
+def forward(x: Dense, affine: Affine) -> tuple[Native, Moments]:
+    """y and the moments in one launch that reads x once, where a tile fits on the chip; else in two."""
     plan = plans.held(_vectors(x), chip(x), 1)
     if plan is None:
         m = moments(x)
@@ -59,7 +60,8 @@ def forward(x: Dense, affine: Affine) -> tuple[Array, Moments]:
     return x.restored(y), m
 
 
-def backward(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, tuple[Array, Array]]:
+def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, tuple[Native, Native]]:
+    """dx and the sums in one launch that reads x and dy once, where a tile fits on the chip; else in two."""
     plan = plans.held(_vectors(x, dy), chip(x), 2)
     if plan is None:
         sums = gradient_sums(dy, x, m, affine)
@@ -71,13 +73,15 @@ def backward(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, tu
 
 
 def moments(x: Dense) -> Moments:
+    """In one launch: the last block of a tile pools the shares of all."""
     plan, m = plans.split(_vectors(x), chip(x)), _moments(x)
     shares = device.cupy.empty((plan.parts, x.channels, 4), dtype=device.cupy.float32)
     _launch("split_moments", plan, x, (x.flat, shares, _tickets(plan), *m), _options(x.values, NOTHING))
     return m
 
 
-def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Array, Array]:
+def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, Native]:
+    """In one launch: the last block of a tile adds the shares of all."""
     plan, sums = plans.split(_vectors(x, dy), chip(x)), _pair(x)
     shares = device.cupy.empty((plan.parts, 2, x.channels), dtype=device.cupy.float32)
     arrays = (dy, x.flat, shares, _tickets(plan), *sums, *_channel(m, affine))
@@ -85,7 +89,8 @@ def gradient_sums(dy: Array, x: Dense, m: Moments, affine: Affine) -> tuple[Arra
     return sums
 
 
-def normalize(x: Dense, m: Moments, affine: Affine) -> Array:
+def normalize(x: Dense, m: Moments, affine: Affine) -> Native:
+    """y in one launch."""
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     plan = plans.split(_vectors(x), chip(x))
     _launch("pass_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
@@ -93,8 +98,8 @@ def normalize(x: Dense, m: Moments, affine: Affine) -> Array:
 
 
 def input_gradient(
-    dy: Array, x: Dense, m: Moments, sums: tuple[Array, Array] | None, count: int, affine: Affine
-) -> Array:
+    dy: Native, x: Dense, m: Moments, sums: tuple[Native, Native] | None, count: int, affine: Affine
+) -> Native:
     """Without sums the statistics do not depend on x."""
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     arrays = (dy, x.flat, dx, *(sums or m[:2]), *_channel(m, affine))
@@ -120,7 +125,7 @@ def _kernel(name: str, dtype: str, vector: int, rows: bool, threads: int, cluste
     return device.raw(name, (("T", dtype),), **compiled_in)
 
 
-def _launch(name: str, plan: Plan, x: Dense, arrays: tuple[Array, ...], options: np.ndarray[Any, Any]) -> None:
+def _launch(name: str, plan: Plan, x: Dense, arrays: tuple[Native, ...], options: np.ndarray[Any, Any]) -> None:
     w = plan.wide
     kernel = _kernel(name, x.flat.dtype.name, w.vector, w.rows, plan.threads, plan.cluster)
     shared = 0 if name.startswith("pass") else plan.shared
@@ -138,22 +143,22 @@ def _moments(x: Dense) -> Moments:
     return Moments(*device.cupy.empty((3, x.channels), dtype=device.cupy.float32))
 
 
-def _pair(x: Dense) -> tuple[Array, Array]:
+def _pair(x: Dense) -> tuple[Native, Native]:
     sum_dy, sum_dy_xhat = device.cupy.empty((2, x.channels), dtype=device.cupy.float32)
     return sum_dy, sum_dy_xhat
 
 
-def _tickets(plan: Plan) -> Array:
+def _tickets(plan: Plan) -> Native:
     """A count of finished blocks for each tile, from zero: of this launch alone, whatever else the device runs."""
     return device.cupy.zeros(plan.wide.tiles(plan.lanes) if plan.parts > 1 else 1, dtype=device.cupy.uint32)
 
 
-def _channel(m: Moments, affine: Affine) -> tuple[Array, ...]:
+def _channel(m: Moments, affine: Affine) -> tuple[Native, ...]:
     """Statistics and parameters in float32; one that is None is marked in the options, and any array takes its place."""
     return tuple(_vector(m.var if v is None else v) for v in (*m, affine.gamma, affine.beta))
 
 
-def _vector(v: Array) -> Array:
+def _vector(v: Native) -> Native:
     if v.flags.c_contiguous and v.dtype.name == "float32":
         return v
     return v.astype(device.cupy.float32, order="C")
