@@ -65,6 +65,15 @@ def test_refusals():
             bn.backend("cupy")
 
 
+def test_integers_where_a_device_has_no_int64():
+    need("array_api_strict")
+    backend = bn.backend("array-api-strict", device="no_x64")
+    assert str(backend.asarray([1, -(2**31)]).dtype).endswith("int32")
+    assert backend.asarray(np.zeros(0, np.int64)).shape == (0,)
+    with pytest.raises(ValueError, match="host: expected integers that fit in int32"):
+        backend.asarray([2**31])
+
+
 def test_torch_devices_that_are_not_there():
     torch = need("torch")
     if not torch.cuda.is_available():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
@@ -143,7 +142,7 @@ def batch_norm(
     if impl is not None:
         instance("impl", impl, str, "None or the name of an implementation")
     kernels = select(x, impl)
-    count = _values(x, axis)
+    count = reference._count(x, axis)
     if all_reduce is None:
         _enough(count, x)
         y, m = kernels.forward(x, affine, axis)
@@ -318,12 +317,6 @@ def normalize_backward(
     sums = kernels.gradient_sums(dy, x, m, affine, axis)
     dx = kernels.given_gradient(dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
-
-
-def _values(x: Array, axis: int) -> int:
-    """Values for each channel."""
-    count: int = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
-    return count
 
 
 def _enough(count: int, x: Array, where: str = "") -> None:
