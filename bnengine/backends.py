@@ -161,7 +161,7 @@ def _row(name: str) -> Row:
     if reason is not None:
         return Row(name, False, "", "", "", reason)
     backend_ = backend(name)
-    path, missing = "reference", []
+    path, missing = "no fast path (array API)", []
     for fast in kernels.FAST.get(name, ()):
         reason = kernels.why_not(fast)
         if reason is None:

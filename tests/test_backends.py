@@ -8,7 +8,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends
+from bnengine import backends, kernels
 
 MODULES = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
 
@@ -141,3 +141,5 @@ def test_the_list_says_why_not():
     assert rows["numpy"].version == np.__version__
     for row in rows.values():
         assert row.usable != bool(row.why_not)
+        if row.usable and row.name not in kernels.FAST:
+            assert row.fast_path == "no fast path (array API)"

@@ -8,7 +8,7 @@ from array_api_compat import array_namespace, device
 
 from .._typing import AllReduce, Array
 from ..arguments import function, instance
-from ..kernels import reference, select
+from ..kernels import library, reference, select
 from ..kernels.reference import Affine, Moments
 from . import checks
 
@@ -19,8 +19,10 @@ FAR = 1000.0
 class Residuals(NamedTuple):
     """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
 
-    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
-    static: a `Residuals` does not cross the boundary of a `jax.jit`.
+    Arrays are kept as they were given, without a copy: x must not change before the backward pass.
+
+    It may leave a `jax.jit` where impl and all_reduce are None, and `batch_norm_backward` then works outside. It cannot
+    enter one: axis and relu would be traced. Call both passes in one jitted function.
     """
 
     x: Array
@@ -35,6 +37,11 @@ class Residuals(NamedTuple):
     relu: bool
     impl: str | None
     all_reduce: AllReduce | None
+    version: int | None = None
+    """Of x, where it is a PyTorch tensor: how often it had been changed in place."""
+
+    def __reduce__(self) -> tuple[type[Residuals], tuple[Any, ...]]:
+        return type(self), tuple(self)[:-1]  # a copied tensor counts anew
 
     @property
     def mean(self) -> Array:
@@ -122,6 +129,10 @@ def batch_norm(
     NaN or infinity in one channel stays there. Cost: x is read two to five times and y written once;
     fused implementations read x from cache after the first pass.
 
+    The backward pass reads x again. If x is changed in place in between, the gradient is wrong: for PyTorch
+    tensors `batch_norm_backward` raises, as autograd does; no other library counts changes, so there it
+    goes unseen. Give it a copy where the buffer of a batch is used again.
+
     References
     ----------
     S. Ioffe and C. Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1.
@@ -149,7 +160,7 @@ def batch_norm(
     else:
         m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
-    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce)
+    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce, _version(x))
 
 
 def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
@@ -177,7 +188,8 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     Raises
     ------
     TypeError, ValueError
-        Where dy is not an array of x's library, device and shape.
+        Where dy is not an array of x's library, device and shape, or x, a PyTorch tensor, was changed in place
+        since the forward pass.
 
     Notes
     -----
@@ -199,6 +211,10 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     """
     r = residuals
     instance("residuals", r, Residuals, "those of batch_norm")
+    if r.version is not None and (_version(r.x) or 0) > r.version:
+        raise ValueError(
+            "residuals: expected x as batch_norm was given it, but it was changed in place; give it a copy"
+        )
     checks.same_shape("dy", dy, r.x)
     affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
     kernels, m = select(r.x, r.impl), r.moments
@@ -317,6 +333,18 @@ def normalize_backward(
     sums = kernels.gradient_sums(dy, x, m, affine, axis)
     dx = kernels.given_gradient(dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
+
+
+def _version(x: Array) -> int | None:
+    """How often a PyTorch tensor was changed in place; None where nothing counts it."""
+    if library(type(x)) != "torch":
+        return None
+    import torch
+
+    if torch.compiler.is_compiling() or x.is_inference():
+        return None
+    version: int = x._version
+    return version
 
 
 def _enough(count: int, x: Array, where: str = "") -> None:
