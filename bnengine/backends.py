@@ -54,7 +54,7 @@ class Backend:
         return _named, (self.name, dtype, self.device_name)
 
     def asarray(self, host: Any, /) -> Array:
-        """A host array on this backend: floating values in its dtype, integers as they are."""
+        """A host array on this backend: floating values in its dtype, integers as they are, or int32 without int64."""
         try:
             host = np.asarray(host)
         except ValueError as error:
@@ -63,7 +63,15 @@ class Backend:
             host = host.copy()  # PyTorch shares memory, and warns where it must not write
         if host.dtype.kind == "f":
             return self.xp.asarray(host, dtype=self.dtype, device=self.device)
+        if host.dtype == np.int64 and not self._has_int64:
+            if host.size and not -(2**31) <= host.min() <= host.max() < 2**31:
+                raise ValueError(f"host: expected integers that fit in int32, {self.name} has no int64 here")
+            host = host.astype(np.int32)
         return self.xp.asarray(host, device=self.device)
+
+    @functools.cached_property
+    def _has_int64(self) -> bool:
+        return "int64" in self.xp.__array_namespace_info__().dtypes(device=self.device, kind="integral")
 
     def compiled(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The step through `jax.jit` on JAX, unchanged elsewhere."""
@@ -153,7 +161,7 @@ def _row(name: Library) -> Row:
     if reason is not None:
         return Row(name, False, "", "", "", reason)
     backend_ = backend(name)
-    path, missing = "reference", []
+    path, missing = "no fast path (array API)", []
     for fast in kernels.FAST.get(name, ()):
         reason = kernels.why_not(fast)
         if reason is None:

@@ -98,6 +98,6 @@ def _shifted(h: Array, by: int) -> Array:
 def _as_int32(value: Any, like: Array) -> Array:
     """The lowest 32 bits of an integer, signed; of a traced one its value."""
     xp = array_namespace(like)
-    if is_array_api_obj(value):
+    if not isinstance(value, int) and is_array_api_obj(value):  # torch.compile traces ints, and asks them nothing
         return xp.astype(xp.reshape(value, (1,)), xp.int32)
     return xp.full((1,), (int(value) + 2**31) % 2**32 - 2**31, dtype=xp.int32, device=device(like))

@@ -265,7 +265,7 @@ class Sequential(Layer):
     def _backward(self, params: Tree, residuals: Any, dy: Array, need_dx: bool) -> tuple[Tree, Array | None]:
         grads: Tree = {}
         gradient: Any = dy  # None only where it is not needed
-        first = 0 if need_dx else min((int(key) for key in params), default=0)
+        first = 0 if need_dx else min([int(key) for key in params] or [0])
         for i in range(len(self.layers) - 1, first - 1, -1):  # nothing before the first has parameters: no dx
             key = str(i)
             needed = need_dx or i > first

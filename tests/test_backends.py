@@ -8,7 +8,7 @@ import pytest
 from libraries import need
 
 import bnengine as bn
-from bnengine import backends
+from bnengine import backends, kernels
 
 MODULES = {"array-api-strict": "array_api_strict", "dask": "dask.array"}
 
@@ -63,6 +63,15 @@ def test_refusals():
     if backends.unusable("cupy"):
         with pytest.raises(ImportError, match=r"backend: cupy cannot be used here: .*(extra cuda12 or cuda13|no GPU)"):
             bn.backend("cupy")
+
+
+def test_integers_where_a_device_has_no_int64():
+    need("array_api_strict")
+    backend = bn.backend("array-api-strict", device="no_x64")
+    assert str(backend.asarray([1, -(2**31)]).dtype).endswith("int32")
+    assert backend.asarray(np.zeros(0, np.int64)).shape == (0,)
+    with pytest.raises(ValueError, match="host: expected integers that fit in int32"):
+        backend.asarray([2**31])
 
 
 def test_torch_devices_that_are_not_there():
@@ -132,3 +141,5 @@ def test_the_list_says_why_not():
     assert rows["numpy"].version == np.__version__
     for row in rows.values():
         assert row.usable != bool(row.why_not)
+        if row.usable and row.name not in kernels.FAST:
+            assert row.fast_path == "no fast path (array API)"

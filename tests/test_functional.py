@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import types
 
 import numpy as np
 import oracles
@@ -13,7 +14,7 @@ from libraries import NAMES, WITHOUT_FLOAT64, need
 from libraries import library as make_library
 
 import bnengine as bn
-from bnengine.functional import ACTIVATIONS
+from bnengine.functional import ACTIVATIONS, checks
 
 SHAPES = [((7, 3), 1), ((3, 7), 0), ((64, 5), -1), ((4, 3, 5, 2), 1), ((4, 5, 2, 3), -1), ((3, 4, 6), 0), ((2, 1), 1)]
 
@@ -247,7 +248,7 @@ def test_residuals_are_copied_and_pickled_and_shown_without_their_values():
         np.testing.assert_array_equal(other.var, residuals.moments.var)
     assert repr(residuals) == (
         "Residuals(x=float32(4, 3), gamma=float32(1, 3), beta=None, moments=Moments of float32(3,), "
-        "count=4, axis=1, eps=1e-05, relu=True, impl=None, all_reduce=None)"
+        "count=4, axis=1, eps=1e-05, relu=True, impl=None, all_reduce=None, version=None)"
     )
     without = bn.batch_norm_backward(GOOD, residuals._replace(relu=False))
     np.testing.assert_array_equal(without.x, bn.batch_norm_backward(GOOD, bn.batch_norm(GOOD, gamma)[1]).x)
@@ -369,6 +370,88 @@ def test_jax_differentiates_and_compiles(rng):
 def _forward_and_backward(x, gamma, beta, dy):
     y, residuals = bn.batch_norm(x, gamma, beta)
     return y, bn.batch_norm_backward(dy, residuals).x
+
+
+CACHES = "ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning"
+"""array-api-compat's and ours: what they keep follows from a type, and does not change."""
+
+
+def traced(function, backend="eager"):
+    """The function through torch.compile, which fails where it would leave the graph."""
+    torch = need("torch")
+    torch._dynamo.reset()
+    compiled = torch.compile(function, backend=backend, fullgraph=True)
+
+    def call(*given):
+        try:
+            return compiled(*given)
+        except torch._dynamo.exc.InternalTorchDynamoError as error:  # it walks sys.modules, where lazy ones import more
+            if "dictionary changed size" not in str(error):
+                raise
+            pytest.skip("Dynamo cannot walk the modules that other tests have imported; run this file by itself")
+
+    return call
+
+
+@pytest.mark.filterwarnings(CACHES)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_torch_compiles_in_one_graph(rng, backend):
+    torch = need("torch")
+    x, gamma, beta, dy = map(torch.asarray, arguments(rng, (12, 5), 1))
+
+    def everything(x, gamma, beta, dy):
+        running = bn.RunningStats(torch.zeros(5), torch.ones(5), 0)
+        y, residuals = bn.batch_norm(x, gamma, beta, activation="relu")
+        running = running.update(residuals)
+        given = (running.mean, running.var, gamma, beta)
+        inferred, backward = bn.normalize(x, *given), bn.normalize_backward(dy, x, *given)
+        return y, *bn.batch_norm_backward(dy, residuals), running.mean, running.var, inferred, *backward
+
+    for found, expected in zip(
+        traced(everything, backend)(x, gamma, beta, dy), everything(x, gamma, beta, dy), strict=True
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings(CACHES)
+def test_torch_compiles_activations(rng):
+    torch = need("torch")
+    x, dy = (torch.asarray(rng.standard_normal((4, 3))) for _ in range(2))
+
+    def everything(x, dy):
+        pairs = [(rule.forward(x), rule) for rule in ACTIVATIONS.values()]
+        return [(y, rule.backward(dy, x if rule.keeps == "x" else y)) for y, rule in pairs]
+
+    torch.testing.assert_close(traced(everything)(x, dy), everything(x, dy))
+
+
+def test_x_changed_in_place_is_seen_by_pytorch(rng):
+    torch = need("torch")
+    x, gamma, beta, dy = map(torch.asarray, arguments(rng, (12, 5), 1))
+    x.add_(1.0)
+    _, residuals = bn.batch_norm(x, gamma, beta)
+    expected = bn.batch_norm_backward(dy, residuals).x
+    copies = copy.deepcopy(residuals), pickle.loads(pickle.dumps(residuals))
+    x[0] = 0.0
+    with pytest.raises(
+        ValueError, match="residuals: expected x as batch_norm was given it, but it was changed in place"
+    ):
+        bn.batch_norm_backward(dy, residuals)
+    for kept in copies:
+        assert torch.equal(bn.batch_norm_backward(dy, kept).x, expected)
+    with torch.inference_mode():  # where nothing counts
+        bn.batch_norm_backward(dy, bn.batch_norm(x + 1)[1])
+
+
+def test_residuals_leave_a_jitted_function(rng):
+    jax = need("jax")
+    x, gamma, beta, dy = map(jax.numpy.asarray, arguments(rng, (12, 5), 1))
+    _, residuals = jax.jit(lambda *given: bn.batch_norm(*given, activation="relu"))(x, gamma, beta)
+    expected = bn.batch_norm_backward(dy, bn.batch_norm(x, gamma, beta, activation="relu")[1])
+    for found, wanted in zip(bn.batch_norm_backward(dy, residuals), expected, strict=True):
+        close(np.asarray(found), np.asarray(wanted), 1e-6)
+    with pytest.raises(jax.errors.ConcretizationTypeError):
+        jax.jit(bn.batch_norm_backward)(dy, residuals)
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -688,3 +771,48 @@ def test_mixed_devices_are_refused():
     gamma = strict.ones((3,), dtype=strict.float32, device=strict.Device("device1"))
     with pytest.raises(ValueError, match=r"gamma: expected device .*CPU_DEVICE.* like x, got .*device1.*; move one"):
         bn.batch_norm(x, gamma)
+
+
+class Lazy:
+    """An array of a library of one's own, with the names of NumPy's but for some; its shape may be unknown."""
+
+    def __init__(self, a, shape=None, without=()):
+        self.dtype, self.ndim, self.shape, self.without = a.dtype, a.ndim, shape or a.shape, without
+
+    def __array_namespace__(self, api_version=None):
+        xp = types.ModuleType("lazy")
+        vars(xp).update({name: value for name, value in vars(np).items() if name not in self.without})
+        return xp
+
+
+@pytest.mark.parametrize("shape", [(None, 3), (float("nan"), 3)])
+def test_unknown_shapes_are_refused(shape):
+    with pytest.raises(ValueError, match=r"x: expected a known shape, got \((None|nan), 3\)"):
+        bn.batch_norm(Lazy(GOOD, shape))
+
+
+def test_libraries_that_lack_what_is_needed_are_refused(monkeypatch):
+    for known in (checks._known, checks._integral):  # as if no array of these types had been seen
+        monkeypatch.delitem(known, Lazy, raising=False)
+    with pytest.raises(TypeError, match=r"x: expected .* library with float64 .*, got \w+ \(.*float64.*\); convert"):
+        bn.batch_norm(Lazy(GOOD, without=("float64",)))
+    labels = Lazy(np.zeros(4, np.int64), without=("arange",))
+    with pytest.raises(TypeError, match="labels: expected an array of a library with arange"):
+        bn.softmax_cross_entropy(Lazy(GOOD), labels)
+
+
+def test_an_older_standard_is_refused(monkeypatch):
+    strict = need("array_api_strict")
+    monkeypatch.setattr(checks, "_known", {})
+    with (
+        strict.ArrayAPIStrictFlags(api_version="2022.12"),
+        pytest.raises(TypeError, match=r"x: .* array API of 2023.12, got array_api_strict"),
+    ):
+        bn.batch_norm(strict.ones((4, 3)))
+
+
+def test_unknown_dask_shapes_are_refused(rng):
+    dask = need("dask.array")
+    x = dask.from_array(rng.standard_normal((40, 3)))
+    with pytest.raises(ValueError, match="x: expected a known shape"):
+        bn.batch_norm(x[x[:, 0] > 0])

@@ -53,6 +53,24 @@ def test_gradients_are_directional_derivatives(name, rng):
     assert trees.names(grads) == trees.names(params)
 
 
+@pytest.mark.parametrize(
+    ("library", "eps", "momentum"),
+    [
+        ("torch", 1e-5, 0.1),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
+        ("keras", 1e-3, 1 - 0.99),  # BatchNormalization(momentum=0.99, epsilon=0.001)
+        ("flax", 1e-5, 1 - 0.99),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
+        ("onnx", 1e-5, 1 - 0.9),  # BatchNormalization: epsilon 1e-05, momentum 0.9
+        ("chainer", 2e-5, 1 - 0.9),  # BatchNormalization(decay=0.9, eps=2e-05)
+    ],
+)
+def test_defaults_of_other_libraries(library, eps, momentum):
+    assert bn.BatchNorm(3, **bn.like(library)) == bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9))
+    with pytest.raises(
+        ValueError, match="library: expected 'torch', 'keras', 'flax', 'onnx' or 'chainer', got 'caffe'"
+    ):
+        bn.like("caffe")
+
+
 def test_inference_uses_running_statistics_and_keeps_them(rng):
     net = bn.mlp([4, 6, 2])
     params, state = net.init(0, backend=FLOAT64)

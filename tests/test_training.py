@@ -41,6 +41,41 @@ def losses_of(backend, optimizer, digits, steps=20, loss="cross_entropy"):
     return np.asarray(found)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+def test_torch_compiles_a_step(rng):
+    """In one graph; the second is for any number of the step."""
+    torch = need("torch")
+    torch._dynamo.reset()
+    net, optimizer, graphs = bn.mlp([4, 8, 3], dropout=0.2), bn.optimizers.adam(0.01), []
+    step = functools.partial(bn.train_step, net, optimizer)
+    compiled = torch.compile(step, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    x, labels = torch.asarray(rng.standard_normal((12, 4)), dtype=torch.float32), torch.arange(12) % 3
+    ours, theirs = ([*net.init(0, backend="torch"), optimizer.init(net.init(0, backend="torch")[0])] for _ in range(2))
+    for _ in range(5):
+        *ours, expected = step(*ours, x, labels)
+        try:
+            *theirs, found = compiled(*theirs, x, labels)
+        except torch._dynamo.exc.InternalTorchDynamoError as error:  # it walks sys.modules, where lazy ones import more
+            if "dictionary changed size" not in str(error):
+                raise
+            pytest.skip("Dynamo cannot walk the modules that other tests have imported; run this file by itself")
+        torch.testing.assert_close(found, expected)
+    assert len(graphs) == 2
+
+
+@pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
+def test_training_on_a_device_without_int64(on_nonfinite, digits):
+    need("array_api_strict")
+    backend, others = (bn.backend("array-api-strict", device=device) for device in ("no_x64", "no_float64"))
+    optimizer = bn.optimizers.adam(0.01)
+    net, rows = bn.mlp([64, 16, 10], dropout=0.1, standardize=True), (digits.x_train[:60], digits.y_train[:60])
+    options = {"epochs": 2, "batch_size": 20, "validation": rows, "precise_bn": True, "on_nonfinite": on_nonfinite}
+    fitted, expected = (bn.fit(net, optimizer, rows, backend=b, **options) for b in (backend, others))
+    for name, value in expected.history[-1].items():
+        assert name == "seconds" or fitted.history[-1][name] == pytest.approx(value, rel=1e-6)
+    assert float(losses_of(backend, optimizer, digits, steps=1)[0]) > 0
+
+
 @pytest.mark.parametrize("name", BACKENDS[1:])
 def test_the_same_losses_on_every_library(name, digits):
     optimizer = bn.optimizers.sgd(0.1)

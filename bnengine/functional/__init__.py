@@ -19,3 +19,4 @@ from .normalization import batch_norm_backward as batch_norm_backward
 from .normalization import normalize as normalize
 from .normalization import normalize_backward as normalize_backward
 from .running import RunningStats as RunningStats
+from .running import like as like

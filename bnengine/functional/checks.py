@@ -45,6 +45,17 @@ def _refuse_unless_floating(name: str, x: Array) -> None:
         raise TypeError(f"{name}: expected a plain array, got {kind}; use numpy.asarray or fill the masked values")
     if dtype_name(x) not in FLOATING:
         raise TypeError(f"{name}: expected dtype {', '.join(FLOATING)} in native byte order, got {x.dtype}; cast it")
+    _refuse_unless_complete(name, x)
+
+
+def _refuse_unless_complete(name: str, x: Array) -> None:
+    """Refuse an array whose library lacks what the kernels take for granted."""
+    try:
+        xp = array_namespace(x)
+        _ = xp.float64, xp.__array_namespace_info__()
+    except (AttributeError, RuntimeError) as error:
+        words = f"with float64 and the array API of 2023.12, got {library(type(x))} ({error})"
+        raise TypeError(f"{name}: expected an array of a library {words}; convert it first") from error
 
 
 def _refuse_unless_plain(name: str, x: Native) -> None:
@@ -67,6 +78,8 @@ def integral(name: str, x: Array, wanted: str) -> None:
         raise TypeError(f"{name}: expected an integer array, got {type(x).__name__}")
     if not array_namespace(x).isdtype(x.dtype, "integral"):
         raise TypeError(f"{name}: expected an integer dtype ({wanted}), got {x.dtype}")
+    if not hasattr(array_namespace(x), "arange"):
+        raise TypeError(f"{name}: expected an array of a library with arange, got {library(type(x))}; convert it first")
     _integral.setdefault(type(x), set()).add(x.dtype)
 
 

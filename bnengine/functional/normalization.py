@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
 from .._typing import AllReduce, Array, FusedActivation, Implementation
 from ..arguments import function, instance
-from ..kernels import reference, select
+from ..kernels import library, reference, select
 from ..kernels.reference import Affine, Moments
 from . import checks
 
@@ -28,19 +27,25 @@ class _Residuals(NamedTuple):
     relu: bool
     impl: Implementation | None
     all_reduce: AllReduce | None
+    version: int | None = None
 
 
 class Residuals(_Residuals):
     """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
 
-    Arrays are kept as they were given and no copy of the output is made. The fields after `moments` are
-    static: a `Residuals` does not cross the boundary of a `jax.jit`.
+    Arrays are kept as they were given, without a copy: x must not change before the backward pass.
 
-    Fields: x, gamma and beta as they were given, `moments` and `count` (values for each channel) over all ranks,
-    and the settings axis, eps, relu, impl and all_reduce.
+    It may leave a `jax.jit` where impl and all_reduce are None, and `batch_norm_backward` then works outside. It cannot
+    enter one: axis and relu would be traced. Call both passes in one jitted function.
+
+    Fields: x, gamma and beta as they were given, `moments` and `count` (values for each channel) over all ranks, the
+    settings axis, eps, relu, impl and all_reduce, and `version`: how often a PyTorch x had been changed in place.
     """
 
     __slots__ = ()
+
+    def __reduce__(self) -> tuple[type[Residuals], tuple[Any, ...]]:
+        return type(self), tuple(self)[:-1]  # a copied tensor counts anew
 
     @property
     def mean(self) -> Array:
@@ -135,6 +140,10 @@ def batch_norm(
     NaN or infinity in one channel stays there. Cost: x is read two to five times and y written once;
     fused implementations read x from cache after the first pass.
 
+    The backward pass reads x again. If x is changed in place in between, the gradient is wrong: for PyTorch
+    tensors `batch_norm_backward` raises, as autograd does; no other library counts changes, so there it
+    goes unseen. Give it a copy where the buffer of a batch is used again.
+
     References
     ----------
     S. Ioffe and C. Szegedy, Batch Normalization, 2015, arXiv:1502.03167, algorithm 1.
@@ -155,14 +164,14 @@ def batch_norm(
     if impl is not None:
         instance("impl", impl, str, "None or the name of an implementation")
     kernels = select(x, impl)
-    count = _values(x, axis)
+    count = reference._count(x, axis)
     if all_reduce is None:
         _enough(count, x)
         y, m = kernels.forward(x, affine, axis)
     else:
         m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
-    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce)
+    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce, _version(x))
 
 
 def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
@@ -190,7 +199,8 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     Raises
     ------
     TypeError, ValueError
-        Where dy is not an array of x's library, device and shape.
+        Where dy is not an array of x's library, device and shape, or x, a PyTorch tensor, was changed in place
+        since the forward pass.
 
     Notes
     -----
@@ -212,6 +222,10 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     """
     r = residuals
     instance("residuals", r, Residuals, "those of batch_norm")
+    if r.version is not None and (_version(r.x) or 0) > r.version:
+        raise ValueError(
+            "residuals: expected x as batch_norm was given it, but it was changed in place; give it a copy"
+        )
     checks.same_shape("dy", dy, r.x)
     affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
     kernels, m = select(r.x, r.impl), r.moments
@@ -332,10 +346,16 @@ def normalize_backward(
     return _gradients(dx, sums, gamma, beta)
 
 
-def _values(x: Array, axis: int) -> int:
-    """Values for each channel."""
-    count: int = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])
-    return count
+def _version(x: Array) -> int | None:
+    """How often a PyTorch tensor was changed in place; None where nothing counts it."""
+    if library(type(x)) != "torch":
+        return None
+    import torch
+
+    if torch.compiler.is_compiling() or x.is_inference():
+        return None
+    version: int = x._version
+    return version
 
 
 def _enough(count: int, x: Array, where: str = "") -> None:

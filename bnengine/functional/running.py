@@ -7,7 +7,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace, device
 
 from .._typing import Array
-from ..arguments import instance, integer, number
+from ..arguments import instance, integer, number, one_of
 from ..kernels import reference, select
 from . import checks
 from .normalization import Residuals
@@ -72,3 +72,41 @@ class RunningStats(NamedTuple):
         kernels = select(self.mean)
         mean, var = kernels.blend(self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
         return RunningStats(mean, var, self.batches + 1)
+
+
+LIKE = {
+    "torch": (1e-5, 0.1),
+    "keras": (1e-3, 0.01),
+    "flax": (1e-5, 0.01),
+    "onnx": (1e-5, 0.1),
+    "chainer": (2e-5, 0.1),
+}
+"""eps and weight of the new batch where another library's layer is made without settings."""
+
+
+def like(library: str, /) -> dict[str, float]:
+    """eps and momentum of another library's batch normalisation, as its defaults are, in the meaning that they have here.
+
+    Parameters
+    ----------
+    library : {"torch", "keras", "flax", "onnx", "chainer"}
+
+    Returns
+    -------
+    dict
+        `eps` and `momentum`, the weight of the *new* batch, for `BatchNorm` and `mlp(...).with_norms`.
+
+    Notes
+    -----
+    The running variance stays the unbiased one, as PyTorch and Chainer keep it. Keras, Flax and ONNX keep the
+    biased one: "Variance" on the page Conventions says how to follow them.
+
+    Examples
+    --------
+    >>> import bnengine as bn
+    >>> bn.BatchNorm(64, **bn.like("keras"))
+    BatchNorm(features=64, activation=None, eps=0.001, momentum=0.01, statistics='batch')
+    """
+    one_of("library", library, LIKE)
+    eps, momentum = LIKE[library]
+    return {"eps": eps, "momentum": momentum}

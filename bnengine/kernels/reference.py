@@ -179,7 +179,8 @@ def _along(v: Array, x: Array, axis: int) -> Array:
 
 def _count(x: Array, axis: int) -> int:
     """Values for each channel."""
-    return math.prod(n for i, n in enumerate(x.shape) if i != axis)
+    count: int = math.prod(x.shape[:axis]) * math.prod(x.shape[axis + 1 :])  # no generator: torch.compile stops at one
+    return count
 
 
 def _sum(x: Array, axis: int) -> Array:

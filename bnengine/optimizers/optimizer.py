@@ -191,7 +191,7 @@ def _zeros_like(p: Array) -> Array:
 
 def _as_scalar(value: Any, like: Array) -> Any:
     """Traced scalars in the parameter's dtype, so that they do not promote it; Python numbers as they are."""
-    if type(value) in (float, int, bool) or not is_array_api_obj(value):
+    if isinstance(value, float | int) or not is_array_api_obj(value):
         return value
     return array_namespace(value).astype(value, like.dtype)
 

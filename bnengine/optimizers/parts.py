@@ -32,7 +32,7 @@ def sqrt(x: Array) -> Array:
 
 def correction(beta: float, step: Any) -> Any:
     """1 - beta**step, without the cancellation that would cost a traced float32 five digits."""
-    if not is_array_api_obj(step):
+    if isinstance(step, int) or not is_array_api_obj(step):
         return 1 - beta**step
     return -array_namespace(step).expm1(step * math.log(beta)) if beta else 1.0
 

@@ -76,7 +76,7 @@ def measured(
     """Metrics over the rows of all ranks, from sums over the rows of each."""
     x, targets = data
     outputs = _outputs(net, params, state, x, backend)
-    xp, rows = array_namespace(outputs), x.shape[0]
+    rows = x.shape[0]
     value = float(loss_sum(loss, outputs, targets)[0])
     if callable(loss):  # of the user's own: what else to measure is not known
         total, value = ranks.sum(np.asarray([rows, value], np.float64)).tolist()
@@ -86,9 +86,9 @@ def measured(
         total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
         spread = float(np.mean(ranks.sum(((t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
         return {"loss": float(value / total), "r2": float(1 - value / total / spread) if spread else None}
-    guess = xp.argmax(outputs, axis=1) if loss == "cross_entropy" else xp.reshape(outputs, targets.shape) > 0
-    truth = targets if loss == "cross_entropy" else targets > 0.5
-    right = int(xp.sum(xp.astype(guess == truth, xp.int32)))
+    given, truth = as_numpy(outputs), as_numpy(targets)  # not on the device: argmax gives int64, which not each one has
+    guess = given.argmax(axis=1) if loss == "cross_entropy" else given.reshape(truth.shape) > 0
+    right = int((guess == (truth if loss == "cross_entropy" else truth > 0.5)).sum())
     total, value, right = ranks.sum(np.asarray([rows, value, right], np.float64)).tolist()
     return {"loss": value / total, "accuracy": right / total}
 
