@@ -172,6 +172,7 @@ def _train_on(communicator: Communicator, config: Config) -> int:
         )
     _warn_of(gap)
     print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
+    print(train.kept_words(summary, config.early_stopping))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
 

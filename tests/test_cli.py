@@ -152,6 +152,25 @@ def test_options_train(capsys, options):
     assert f"test_accuracy {summary['test_accuracy']:.4f}" in out
 
 
+@pytest.mark.parametrize(("epochs", "stopping"), [(200, 2), (2, 2), (2, None)])
+def test_a_run_says_which_epoch_it_kept(capsys, epochs, stopping):
+    options = ["--learning-rate", 0.05, "--epochs", epochs, *(["--early-stopping", stopping] if stopping else [])]
+    out = run(capsys, "train", "--out", "run", *QUICK, *options)[1]
+    summary = json.loads(Path("run/summary.json").read_text())
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    best = 1 + int(np.argmin([row["validation_loss"] for row in rows]))
+    assert (summary["kept_epoch"], summary["stopped_early"]) == (best if stopping else 2, epochs == 200)
+    words = {
+        (
+            200,
+            2,
+        ): f"stopped after epoch {len(rows)}: validation loss has not fallen since epoch {best}, whose network is kept",
+        (2, 2): f"the network of epoch {best} of 2, that with the lowest validation loss, is kept",
+        (2, None): "the network of the last epoch, 2, is kept",
+    }
+    assert words[epochs, stopping] in out.splitlines()
+
+
 def test_resume_needs_no_options_again(capsys):
     assert run(capsys, "train", "--out", "run", *QUICK)[0] == 0
     before = Path("run/metrics.jsonl").read_text()

@@ -160,6 +160,8 @@ def test_fitted_prints_in_a_line(digits):
     fitted = bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(0.1), rows, validation=rows, epochs=2)
     losses = "train_loss {train_loss:.4g}, validation_loss {validation_loss:.4g}".format(**fitted.history[-1])
     assert repr(fitted) == f"Fitted(2 epochs, 618 parameters, {losses})"
+    assert fitted.kept_epoch == 2
+    assert fitted._repr_html_().count("<tr>") == 3
 
 
 @pytest.mark.parametrize("stopped", [1, 4, 6])
@@ -187,6 +189,8 @@ def test_early_stopping_returns_the_best_epoch(digits):
     fitted = bn.fit(net, optimizer, rows, validation=held, epochs=200, early_stopping=3)
     losses = [row["validation_loss"] for row in fitted.history]
     assert len(losses) == np.argmin(losses) + 1 + 3 < 200
+    assert fitted.kept_epoch == np.argmin(losses) + 1 == len(fitted.best.history)
+    assert f"{len(losses)} epochs, network of epoch {fitted.kept_epoch}, " in repr(fitted)
     measured = bn.evaluate(net, fitted.params, fitted.state, held)
     assert measured["loss"] == pytest.approx(min(losses), rel=1e-6)
 

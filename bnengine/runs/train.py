@@ -135,6 +135,8 @@ def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
+        "kept_epoch": fitted.kept_epoch,
+        "stopped_early": len(fitted.history) < config.epochs,
         "steps": fitted.history[-1]["step"],
         "seconds": fitted.history[-1]["seconds"],
         "running_statistics": statistics_gap(fitted.state, precise),
@@ -151,6 +153,16 @@ def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "reduced_bytes": ranks.bytes,
         "version": __version__,
     }
+
+
+def kept_words(summary: dict[str, Any], early_stopping: int | None) -> str:
+    """Which epoch's network was kept, and why."""
+    kept, epochs = summary["kept_epoch"], summary["epochs"]
+    if summary["stopped_early"]:
+        return f"stopped after epoch {epochs}: validation loss has not fallen since epoch {kept}, whose network is kept"
+    if early_stopping is None:
+        return f"the network of the last epoch, {kept}, is kept"
+    return f"the network of epoch {kept} of {epochs}, that with the lowest validation loss, is kept"
 
 
 def _write_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
