@@ -22,6 +22,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def printable(text: str) -> str:
+    """The text with what would move a terminal's cursor, or worse, as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def number(name: str, value: Any, least: float, most: float = math.inf, *, words: str | None = None) -> None:
     """Refuse what is no real number from least to most, the ends included; infinity is never a number."""
     if not isinstance(value, Real) or not least <= float(value) <= most or value == math.inf:

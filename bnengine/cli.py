@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__, backends
-from .arguments import ConfigError
+from .arguments import ConfigError, printable
 from .options import add_options
 from .parallel import Communicator
 from .runs import interrupts
@@ -58,7 +58,7 @@ def _reason(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     words = " ".join(text.split()) or type(error).__name__
     shown = words if len(words) <= 1000 else f"{words[:1000]}..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+    return printable(shown)
 
 
 def _status(error: BaseException) -> int:
@@ -212,7 +212,7 @@ def _number(value: float | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .runs import predict
+    from .runs import classes, predict
 
     given = vars(options)
     metrics = predict.evaluate_run(
@@ -222,11 +222,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         backend=_backend(given),
         device=given.get("device"),
     )
-    gap = metrics.pop("running_statistics")
+    gap, of_each = metrics.pop("running_statistics"), metrics.pop("classes", None)
+    confusion = metrics.pop("confusion", None)
     for name, value in metrics.items():
         print(
             f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {'undefined' if value is None else value}"
         )
+    for line in classes.table(of_each, confusion) if of_each else ():
+        print(line)
     _warn_of(gap)
     return 0
 

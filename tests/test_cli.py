@@ -18,8 +18,9 @@ import bnengine as bn
 from bnengine import data, trees
 from bnengine.cli import main
 from bnengine.options import fields
-from bnengine.runs import run_directory
+from bnengine.runs import classes, run_directory
 from bnengine.runs.config import Config
+from bnengine.runs.curves import confusion_picture
 
 QUICK = ["--epochs", "2", "--hidden", "32", "--batch-size", "50", "--learning-rate", "0.02"]
 
@@ -67,6 +68,44 @@ def test_evaluate_repeats_the_test_accuracy(digits_run, capsys):
     assert "rows: 360" in out
 
 
+def test_figures_of_each_class_are_scikit_learn_s(digits_run, capsys):
+    from sklearn.metrics import classification_report
+
+    digits, loaded = data.load("digits"), bn.load(digits_run / "model.safetensors")
+    given = bn.predict(loaded.net, loaded.params, loaded.state, digits.x_test).argmax(axis=1)
+    report = classification_report(digits.y_test, given, output_dict=True)
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert list(summary["classes"]) == list(digits.classes)
+    for name, figures in summary["classes"].items():
+        expected = [report[name][word] for word in ("precision", "recall", "f1-score", "support")]
+        assert list(figures.values()) == pytest.approx(expected)
+    pairs = [(true, guess) for true in range(10) for guess in range(10)]
+    counts = [int(np.sum((digits.y_test == true) & (given == guess))) for true, guess in pairs]
+    assert summary["confusion"] == np.reshape(counts, (10, 10)).tolist()
+    assert (digits_run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    out = run(capsys, "evaluate", digits_run)[1].splitlines()
+    zero = summary["classes"]["0"]
+    cells = [f"{zero[word]:.4f}" for word in ("precision", "recall", "f1")]
+    assert out[5].split() == ["0", *cells, "36", *map(str, summary["confusion"][0])]
+
+
+def test_tables_and_pictures_of_many_classes():
+    def figures(count):
+        return {f"${i}$": {"precision": None, "recall": 0.0, "f1": i / count, "rows": i} for i in range(count)}
+
+    few, some, many = (figures(count) for count in (3, 30, 60))
+    assert classes.table({"\x1b[2J": few["$0$"]}, [[1]])[1].startswith("\\x1b[2J")
+    assert len({len(line) for line in classes.table(few, [[1, 2, 3]] * 3)}) == 1
+    assert classes.table(some, [[0] * 30] * 30)[-1].split() == ["$29$", "-", "0.0000", "0.9667", "29"]
+    assert classes.table(many, None)[-2:] == [
+        "$49$           -  0.0000  0.8167    49",
+        "and 10 more classes with a higher f1",
+    ]
+    for names in (few, some):
+        summary = {"data": "猫", "classes": names, "test_accuracy": 0.5, "confusion": [[0] * len(names)] * len(names)}
+        assert confusion_picture(summary).startswith(b"\x89PNG")
+
+
 def test_predict_needs_nothing_but_the_run(digits_run, capsys):
     dataset = data.load("digits")
     np.savez("rows.npz", x=dataset.x_test)  # raw rows: standardisation is in the model
@@ -95,7 +134,7 @@ def test_a_csv_from_training_to_prediction(capsys, rng):
     )
     status, out, _ = run(capsys, "evaluate", "run", "--data", "points.csv")
     assert status == 0
-    assert float(out.split("accuracy: ")[1]) > 0.95
+    assert float(out.split("accuracy: ")[1].split()[0]) > 0.95
     Path("new.csv").write_text("north,east,remark\n5,2,x\n5,-2,y\n")  # other order, no label, one column more
     status, out, _ = run(capsys, "predict", "run", "--data", "new.csv")
     assert [line.split(",")[0] for line in out.splitlines()] == ["prediction", "right", "left"]

@@ -19,10 +19,12 @@ from ..data import labels, readers, sets
 from ..data.readers import DataError, HostArray
 from ..data.sources import as_features
 from ..networks import Sequential
+from ..parallel import Alone
 from ..training.evaluation import evaluate, predict
 from ..training.fitting import Fitted
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
+from .classes import class_figures
 from .config import Config, resolve
 
 JUDGED = 100
@@ -59,6 +61,8 @@ def evaluate_run(
         name = source
     _check_features(x, loaded, source or config.data)
     metrics = measure(loaded.net, loaded, (x, y), task, target, backend=place)
+    if task == "classification":
+        metrics |= class_figures(loaded.net, loaded, (x, y), loaded.metadata["classes"], place, Alone())
     return {"data": name, "rows": len(x), **metrics, "running_statistics": _gap_from(config, loaded, x, place)}
 
 
