@@ -247,8 +247,67 @@ def test_a_run_with_a_constant_schedule_can_be_lengthened(capsys):
 
 def test_a_schedule_that_ends_cannot_be_lengthened(digits_run, capsys):
     status, _, err = run(capsys, "train", "--out", digits_run, "--resume", "--epochs", "9")
-    reason = "only a run with a constant schedule can be lengthened, this one's is cosine"
+    reason = "only a run with a constant schedule can be lengthened, this one's is cosine; bnengine train --start run "
+    reason += "trains its network further, as a run of its own"
     assert (status, err) == (2, f"bnengine: --resume: epochs was 2 in run and is 9 now; {reason}\n")
+
+
+@pytest.mark.parametrize("freeze", [[], ["--freeze", "1,BatchNorm"]])
+def test_a_run_starts_from_the_network_of_another(digits_run, capsys, freeze):
+    base = bn.load(digits_run / "model.safetensors")
+    start = ["train", "--start", digits_run, "--epochs", 2, "--learning-rate", "0.001", *freeze]
+    status, out, _ = run(capsys, *start, "--out", "tuned")
+    assert status == 0
+    assert ("starting from the network of run, layers 1, 2 stay as they are" in out) == bool(freeze)
+    tuned, rows = bn.load("tuned/model.safetensors"), Path("tuned/metrics.jsonl").read_text().splitlines()
+    before, after = ({**trees.flatten(net.params), **trees.flatten(net.state)} for net in (base, tuned))
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    frozen = {"1.weight", *(f"2.{name}" for name in ("gamma", "beta", "mean", "var", "batches"))}
+    assert same == {"0.mean", "0.var"} | (frozen if freeze else set())
+    first = json.loads((digits_run / "metrics.jsonl").read_text().splitlines()[0])
+    assert json.loads(rows[0])["validation_loss"] < first["validation_loss"]
+    assert "hidden = [\n    32,\n]" in Path("tuned/config.toml").read_text()
+    assert run(capsys, *start, "--out", "again")[0] == 0
+    for name in ("model", "checkpoint"):  # goes on after its first epoch to the same bits
+        Path(f"again/{name}.safetensors").unlink()
+    assert len(bn.load("again/previous.safetensors").metadata["history"]) == 1
+    assert run(capsys, "train", "--resume", "--out", "again")[0] == 0
+    for a, b in zip(trees.leaves(bn.load("again/model.safetensors").params), trees.leaves(tuned.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for file in digits_run.iterdir():
+        file.unlink()
+    assert run(capsys, "evaluate", "tuned")[0] == 0  # needs nothing but the run
+
+
+def test_a_run_that_starts_from_another_keeps_the_scale_of_its_targets(capsys, rng):
+    x = rng.standard_normal((80, 3))
+    np.savez("one.npz", x=x, y=x @ [1.0, 2.0, 3.0])
+    np.savez("two.npz", x=x, y=x @ [1.0, 2.0, 3.0] * 5 + 100)
+    assert run(capsys, "train", "--data", "one.npz", "--task", "regression", "--out", "one", *QUICK)[0] == 0
+    still = ["--start", "one", "--epochs", 1, "--learning-rate", 1e-30, "--freeze", "BatchNorm"]
+    assert run(capsys, "train", *still, "--data", "two.npz", "--out", "two")[0] == 0
+    one, two = (run(capsys, "predict", name, "--data", "one.npz")[1] for name in ("one", "two"))
+    assert one == two
+    summary = json.loads(Path("two/summary.json").read_text())
+    values = np.asarray([float(line) for line in run(capsys, "predict", "two", "--data", "two.npz")[1].split()[1:]])
+    assert summary["test_rmse"] == pytest.approx(100, rel=0.3)
+    assert abs(values.mean()) < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--hidden", "8"], "--hidden: was (32,) in run and is (8,) now; its network stays as it is"),
+        (["--data", "breast-cancer"], "--start: the network of run has classes ['0', '1', '2'"),
+        (["--freeze", "0"], "--freeze: '0' is no layer with parameters; those are 1 (Linear without bias), 2 (Batch"),
+        (["--freeze", "Linear,2"], "--freeze: expected some layers with parameters to be left for training"),
+        (["--start", "nothing"], "--start: expected the directory of a finished run, with model.safetensors in it"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(digits_run, capsys, options, reason):
+    status, _, err = run(capsys, "train", "--start", digits_run, "--out", "tuned", *options)
+    assert (status, err[: len(reason) + 10]) == (2, f"bnengine: {reason}")
+    assert not Path("tuned").exists()
 
 
 def test_checkpoints_of_another_run_are_refused(digits_run, capsys):

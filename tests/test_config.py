@@ -28,9 +28,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(m
 
 
 def test_every_option_can_stand_in_a_file():
-    config = resolve(
-        {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
-    )
+    given = {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
+    Path("run").mkdir()
+    Path("run/config.toml").write_text("hidden = [3, 4]\n")
+    Path("run/model.safetensors").touch()
+    config = resolve(given | {"start": "run", "freeze": "0"})
     text = to_toml(config)
     own = {"out", "resume", "overwrite", "distributed", "timeout"}  # where a run goes, not what it is
     assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(fields(Config)) - own

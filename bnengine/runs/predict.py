@@ -25,7 +25,7 @@ from ..training.fitting import Fitted
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
 from .classes import class_figures
-from .config import Config, resolve
+from .config import Config, read_config
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
@@ -111,17 +111,26 @@ def predict_run(
 
 
 def _load_run(run: str, backend: str, device: str | None) -> tuple[Config, Loaded, Backend]:
-    directory = Path(run)
-    if not (directory / "model.safetensors").exists():
-        raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
-    config = resolve({}, str(directory / "config.toml"))
+    config = read_config(_finished(run))
     place = make_backend(backend, dtype=config.dtype, device=device)
+    return config, load_network(run, place), place
+
+
+def load_network(run: str, place: Backend) -> Loaded:
+    """The network of a finished run, with the description of its data that `bnengine train` gives it."""
+    path = _finished(run) / run_directory.MODEL
     try:
-        loaded = checkpoints.load(directory / run_directory.MODEL, backend=place)
+        loaded = checkpoints.load(path, backend=place)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; bnengine train --resume --out {run} writes it anew") from error
-    _check_metadata(directory / "model.safetensors", loaded)
-    return config, loaded, place
+    _check_metadata(path, loaded)
+    return loaded
+
+
+def _finished(run: str) -> Path:
+    if not Path(run, run_directory.MODEL).exists():
+        raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
+    return Path(run)
 
 
 def _check_metadata(path: Path, loaded: Loaded) -> None:

@@ -81,7 +81,7 @@ def _open(problem: Problem, held: ExitStack) -> tuple[Path, Fitted | None, str]:
     start, note = load_start(directory, problem) if config.resume else (None, "")
     files.write(directory / run_directory.CONFIG, to_toml(config))
     _write_metrics(directory, start.history if start else [])
-    return directory, start, note
+    return directory, start or problem.start, note
 
 
 def _fit(

@@ -124,7 +124,8 @@ def fit(
         NumPy float32 by default; a name is a backend in float32.
     start : Fitted, optional
         Go on from here instead of from new parameters, to the same bits as without the break, also from
-        the middle of an epoch; it is left as it is.
+        the middle of an epoch; it is left as it is. `Fitted(params, state, optimizer.init(params))` trains a
+        network further that was loaded, say: fine-tuning, with `optimizers.freeze` where layers are to stay.
     communicator : Communicator, optional
         The ranks that train together (`bnengine.parallel`), each with its own rows: those of all ranks, one
         after another, are the training rows. The result is the same on every rank, and that of one process
