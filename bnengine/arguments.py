@@ -22,6 +22,11 @@ def shown(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:100]}..."
 
 
+def quantity(number: int, noun: str) -> str:
+    """The number with its noun: 1 row, 1,797 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def printable(text: str) -> str:
     """The text with what would move a terminal's cursor, or worse, as Python writes it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)

@@ -159,7 +159,10 @@ class Sequential(Layer):
         params: Tree = {}
         state: Tree = {}
         for i, layer in enumerate(self.layers):
-            learned, kept = layer.init(rng, as_backend(backend))
+            try:
+                learned, kept = layer.init(rng, as_backend(backend))
+            except MemoryError as error:
+                raise MemoryError(f"layers: layer {i}, {layer!r}, is too large: {error}") from error
             trees.check(f"{layer}.init, parameters", learned, layer.shapes.params)
             trees.check(f"{layer}.init, state", kept, layer.shapes.state)
             params |= {str(i): learned} if learned else {}

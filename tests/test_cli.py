@@ -210,6 +210,20 @@ def test_a_run_says_which_epoch_it_kept(capsys, epochs, stopping):
     assert words[epochs, stopping] in out.splitlines()
 
 
+def test_without_normalisation_a_batch_may_be_a_row(capsys):
+    np.savez("rows.npz", x=np.arange(12.0)[:, None] % 2, y=np.arange(12) % 2)
+    options = ["--data", "rows.npz", "--batch-size", 1, "--epochs", 2, "--validation", 0, "--hidden", 4, "--out", "run"]
+    status, out, _ = run(capsys, "train", *options, "--norm", "none", "--precise-bn")
+    assert (status, out.splitlines()[0]) == (0, "rows: 9 training, 3 test rows, 1 feature, 2 classes")
+    assert json.loads(Path("run/summary.json").read_text())["steps"] == 18
+
+
+def test_a_network_larger_than_the_memory_is_refused(capsys):
+    status, _, err = run(capsys, "train", "--hidden", "2000000,2000000", "--out", "run")
+    assert (status, err.partition(" parameters")[0]) == (2, "bnengine: --hidden: 4,000,156,000,010")
+    assert not Path("run").exists()
+
+
 def test_resume_needs_no_options_again(capsys):
     assert run(capsys, "train", "--out", "run", *QUICK)[0] == 0
     before = Path("run/metrics.jsonl").read_text()

@@ -60,7 +60,7 @@ REFUSED = [
     ("norm = 'layer'", "norm: expected batch, none, got 'layer'"),
     ("optimizer = 'sophia'", "optimizer: expected sgd, momentum, nesterov, rmsprop, adam, adamw, nadam, lion, got"),
     ("epochs = 0", "epochs: expected at least 1, got 0"),
-    ("batch_size = 1", "batch_size: expected at least 2, got 1"),
+    ("batch_size = 1", "batch_size: expected at least 2 rows to take batch statistics of, got 1"),
     ("learning_rate = 0", "learning_rate: expected a positive number, got 0.0"),
     ("learning_rate = nan", "learning_rate: expected a positive number, got nan"),
     ("clip = -1", "clip: expected a positive number, got -1.0"),
@@ -85,7 +85,7 @@ def test_a_missing_file_is_refused():
 
 WRONG_ALONE = [
     ("epochs = 2.5", {"epochs": 3}, "run.toml: epochs: expected int, got 2.5"),
-    ("batch_size = 1", {"batch_size": 8}, "run.toml: batch_size: expected at least 2, got 1"),
+    ("batch_size = 0", {"batch_size": 8}, "run.toml: batch_size: expected at least 1, got 0"),
     ("hidden = [4, -1]", {"hidden": "4"}, "run.toml: hidden: expected positive sizes, got 4,-1"),
     ("norm = 'layer'", {"norm": "batch"}, "run.toml: norm: expected batch, none, got 'layer'"),
 ]

@@ -80,7 +80,7 @@ class Config(Options):
     clip: float | None = option(
         None, "largest norm of all gradients together; no clipping where not given", within=POSITIVE
     )
-    batch_size: int = option(64, "rows in a mini-batch", within=at_least(2))
+    batch_size: int = option(64, "rows in a mini-batch", within=at_least(1))
     epochs: int = option(30, "passes over the training rows", within=at_least(1))
     early_stopping: int | None = option(
         None, "stop after so many epochs without a lower validation loss", within=at_least(1)
@@ -116,6 +116,8 @@ class Config(Options):
         super().__post_init__()
         if self.early_stopping is not None and self.validation == 0:
             raise ConfigError("early_stopping: needs validation rows to judge by, but validation is 0")
+        if self.batch_size == 1 and self.norm == "batch" and self.hidden:
+            raise ConfigError("batch_size: expected at least 2 rows to take batch statistics of, got 1")
         if self.freeze is not None and self.start is None:
             raise ConfigError("freeze: needs a network whose layers stay as they are, but start is not given")
         if self.resume and self.overwrite:

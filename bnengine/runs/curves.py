@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from .._drawing import BLUE, FONT, GREY, ORANGE, drawable, drawing, png, set_title
+from ..arguments import quantity
 from .classes import COLUMNS
 
 
@@ -39,7 +40,7 @@ def curves(history: list[dict[str, Any]], summary: dict[str, Any]) -> bytes:
             axes.legend(frameon=False)
     set_title(
         figure,
-        f"{summary['data']}: {summary['epochs']} epoch{'s' if summary['epochs'] > 1 else ''}, {summary['parameters']:,} parameters, "
+        f"{summary['data']}: {quantity(summary['epochs'], 'epoch')}, {summary['parameters']:,} parameters, "
         f"{summary['backend']} {summary['dtype']}",
     )
     return png(figure)

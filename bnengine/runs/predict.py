@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import checkpoints
-from ..arguments import ConfigError
+from ..arguments import ConfigError, quantity
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
@@ -143,7 +143,7 @@ def _check_metadata(path: Path, loaded: Loaded) -> None:
     outputs = len(found["classes"]) if found["task"] == "classification" else 1
     if found["features"] != net.inputs or outputs != net.outputs or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
-            f"{path}: its metadata describes {found['features']} features and {outputs} outputs, "
+            f"{path}: its metadata describes {quantity(found['features'], 'feature')} and {quantity(outputs, 'output')}, "
             f"its layers have {net.inputs} and {net.outputs}"
         )
 
@@ -191,4 +191,6 @@ def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:
 
 def _check_features(x: HostArray, loaded: Loaded, source: str) -> None:
     if x.shape[1] != loaded.metadata["features"]:
-        raise DataError(f"{source}: the run was trained on {loaded.metadata['features']} features, got {x.shape[1]}")
+        raise DataError(
+            f"{source}: the run was trained on {quantity(loaded.metadata['features'], 'feature')}, got {x.shape[1]}"
+        )

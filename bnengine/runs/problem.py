@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, checkpoints, kernels
+from ..arguments import ConfigError, quantity
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
@@ -60,6 +62,7 @@ class Problem:
             _refuse_what_float32_loses(dataset, ranks)
         steps, left_out = _count_steps(config, Shares.of(ranks, len(dataset.y_train), config.sync_ranks))
         net = begin.net if begin else _build_network(config, dataset)
+        _refuse_what_memory_cannot_hold(net, config)
         optimizer: OptimizerLike = _build_optimizer(config, steps)
         if begin and begin.frozen:
             optimizer = freeze(optimizer, begin.frozen)
@@ -115,7 +118,7 @@ class Problem:
         rows = f"{train} training" + (f", {held} validation" if held else "")
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
         return (
-            f"{self.dataset.name}: {rows}, {test} test rows, {self.dataset.features} features, "
+            f"{self.dataset.name}: {rows}, {test} test rows, {quantity(self.dataset.features, 'feature')}, "
             f"{task}\n{self.net.summary()}\n{self._beginning_words()}{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {kernels_in_use(self.backend)}"
             f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"
@@ -173,6 +176,18 @@ def _build_optimizer(config: Config, total: int) -> Optimizer:
     if config.warm_up:
         chosen = warm_up(chosen, steps=max(1, config.warm_up * total // config.epochs))
     return BY_NAME[config.optimizer](chosen, weight_decay=config.weight_decay, clip=config.clip)
+
+
+def _refuse_what_memory_cannot_hold(net: Sequential, config: Config) -> None:
+    """Refuse a network whose parameters and their gradients alone are larger than the machine's memory."""
+    needed = 2 * net.parameters * np.dtype(config.dtype).itemsize
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            raise ConfigError(
+                f"hidden: {net.parameters:,} parameters and their gradients take {needed / 2**30:,.0f} GiB, "
+                f"this machine has {memory / 2**30:,.0f} GiB; use smaller layers"
+            )
 
 
 def _refuse_what_float32_loses(dataset: Dataset, ranks: Communicator) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import data, trees
 from .._typing import AllReduce, Array, Tree
-from ..arguments import function, instance
+from ..arguments import function, instance, quantity
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
 from ..functional import Loss
@@ -68,7 +68,11 @@ class Fitted:
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in map(as_numpy, trees.leaves(self.params)))
         epochs, kept = len(self.history), self.kept_epoch
-        words = [f"{epochs} epochs", *([f"network of epoch {kept}"] if kept < epochs else []), f"{count:,} parameters"]
+        words = [
+            quantity(epochs, "epoch"),
+            *([f"network of epoch {kept}"] if kept < epochs else []),
+            f"{count:,} parameters",
+        ]
         row = self.history[kept - 1] if self.history else {}
         words += [f"{name} {value:.4g}" for name, value in row.items() if name.endswith("_loss")]
         return f"Fitted({', '.join(words)})"
@@ -185,6 +189,8 @@ def fit(
     shares = Shares.of(ranks, len(x), how.sync_ranks)
     if shares.total < 2:
         raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
+    if how.batch_size == 1 and any(layer.cancels_bias for _, layer in net.named()):
+        raise ValueError("batch_size: expected at least 2 rows to take batch statistics of, got 1")
     if how.early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
     if start is not None:
