@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -20,6 +21,21 @@ def shown(value: Any) -> str:
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def as_made(value: Any) -> str:
+    """A dataclass without the settings that are their defaults; anything else as it prints itself."""
+    kind: Any = type(value)
+    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.repr:
+        return repr(value)
+    words = []
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        if field.default is dataclasses.MISSING:
+            words.append(repr(own))
+        elif own != field.default:
+            words.append(f"{field.name}={own!r}")
+    return f"{kind.__name__}({', '.join(words)})"
 
 
 def quantity(number: int, noun: str) -> str:

@@ -132,3 +132,8 @@ def test_the_list_says_why_not():
     assert rows["numpy"].version == np.__version__
     for row in rows.values():
         assert row.usable != bool(row.why_not)
+
+
+def test_a_backend_prints_as_it_is_made():
+    assert repr(bn.backend("numpy", dtype="float64")) == "backend('numpy', dtype='float64')"
+    assert eval(repr(bn.backend("numpy")), {"backend": bn.backend}) == bn.backend("numpy")

@@ -485,3 +485,11 @@ def test_leaves_of_another_shape_are_refused(name, rng):
                 optimizer.update(params, tree_of(rng), state)
     with pytest.raises(ValueError, match="state: expected step"):
         optimizer.update(params, tree_of(rng), {"steps": 0})
+
+
+def test_an_optimizer_prints_as_it_is_made():
+    made = bn.optimizers.adamw(bn.optimizers.warm_up(bn.optimizers.cosine(0.1, steps=9), steps=2), clip=1.0)
+    words = "adamw(warm_up(cosine(0.1, 9, 0.0), 2), beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.01, clip=1.0)"
+    assert repr(made) == words
+    assert repr(bn.optimizers.sgd(0.5)) == "sgd(0.5)"
+    assert repr(bn.optimizers.sgd(weight_decay=0.1, decayed=None)) == "sgd(0.001, weight_decay=0.1, decayed=None)"
