@@ -25,8 +25,8 @@ def shown(value: Any) -> str:
 
 def as_made(value: Any) -> str:
     """A dataclass without the settings that are their defaults; anything else as it prints itself."""
-    kind: Any = type(value)
-    if not dataclasses.is_dataclass(kind) or not kind.__dataclass_params__.repr:
+    settings = getattr(type(value), "__dataclass_params__", None)
+    if settings is None or not settings.repr:
         return repr(value)
     words = []
     for field in dataclasses.fields(value):
@@ -35,7 +35,7 @@ def as_made(value: Any) -> str:
             words.append(repr(own))
         elif own != field.default:
             words.append(f"{field.name}={own!r}")
-    return f"{kind.__name__}({', '.join(words)})"
+    return f"{type(value).__name__}({', '.join(words)})"
 
 
 def quantity(number: int, noun: str) -> str:
