@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from . import __version__, backends
 from .arguments import ConfigError, printable
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _failed(str(error) or "interrupted", _status(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+        _silence(sys.stdout)
         return 141  # as a program that the signal ends: not everything was done
     except Exception as error:
         if options.debug:
@@ -75,9 +76,25 @@ def _as_given(reason: str, given: dict[str, Any]) -> str:
 
 
 def _failed(reason: str, status: int) -> int:
-    sys.stderr.write(f"bnengine: {reason}\n")  # at once: ranks share the terminal, print would write the end separately
-    sys.stderr.flush()
+    _say(f"bnengine: {reason}", sys.stderr)
     return status
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, at once; to nobody where the terminal has closed, of which a signal (SIGHUP) tells."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(f"{text}\n")  # ranks share the terminal, print would write the end separately
+        stream.flush()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is left of a stream go nowhere, or Python complains of it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # ---- parsing
@@ -158,22 +175,22 @@ def _train_on(communicator: Communicator, config: Config) -> int:
     directory, summary = train.train(
         config,
         communicator=communicator,
-        on_start=(lambda text: print(text, flush=True)) if first else None,
-        on_epoch=(lambda row: print(_epoch_lines(row), flush=True)) if first else None,
+        on_start=_say if first else None,
+        on_epoch=(lambda row: _say(_epoch_lines(row))) if first else None,
         progress=_bar if first and sys.stderr.isatty() else None,
     )
     if not first:
         return 0
     gap = summary["running_statistics"]
     if gap:
-        print(
+        _say(
             f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
     _warn_of(gap)
-    print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
-    print(train.kept_words(summary, config.early_stopping))
-    print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
+    _say(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
+    _say(train.kept_words(summary, config.early_stopping))
+    _say(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
 
 

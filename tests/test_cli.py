@@ -668,6 +668,22 @@ def test_a_closed_pipe_ends_quietly_but_not_as_done(digits_run):
     assert result.stderr in ("", "bnengine: compiling CPU kernels (once; cached)\n")
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs a terminal that can be closed")
+def test_a_terminal_that_closes_ends_a_run_as_its_signal():
+    words = ["train", "--epochs", "100000", "--hidden", "8", "--schedule", "constant", "--out", "run"]
+    own = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # the process's own, which hangs up on it
+    code = f"{own}; from bnengine import cli; sys.exit(cli.main({words}))"
+    terminal, end = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=end, stdout=end, stderr=end, start_new_session=True)
+    os.close(end)
+    seen = b""
+    while b"validation_loss" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 129
+    assert Path("run/checkpoint.safetensors").exists()
+
+
 def test_a_missing_extra_is_named(digits_run):
     code = """
 import sys
