@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from numbers import Real
@@ -20,6 +21,31 @@ def shown(value: Any) -> str:
         return f"an array of shape {value.shape} and dtype {value.dtype}"
     text = " ".join(repr(value).split())
     return text if len(text) <= 100 else f"{text[:100]}..."
+
+
+def as_made(value: Any) -> str:
+    """A dataclass without the settings that are their defaults; anything else as it prints itself."""
+    settings = getattr(type(value), "__dataclass_params__", None)
+    if settings is None or not settings.repr:
+        return repr(value)
+    words = []
+    for field in dataclasses.fields(value):
+        own = getattr(value, field.name)
+        if field.default is dataclasses.MISSING:
+            words.append(repr(own))
+        elif own != field.default:
+            words.append(f"{field.name}={own!r}")
+    return f"{type(value).__name__}({', '.join(words)})"
+
+
+def quantity(number: int, noun: str) -> str:
+    """The number with its noun: 1 row, 1,797 rows."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def printable(text: str) -> str:
+    """The text with what would move a terminal's cursor, or worse, as Python writes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def number(name: str, value: Any, least: float, most: float = math.inf, *, words: str | None = None) -> None:

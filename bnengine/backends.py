@@ -48,10 +48,17 @@ class Backend:
     device_name: str | None = field(default=None, repr=False)
     """The device as `backend` was given it."""
 
+    def __repr__(self) -> str:
+        device = f", device={self.device_name!r}" if self.device_name else ""
+        return f"backend({self.name!r}, dtype={self._dtype_name!r}{device})"
+
+    @property
+    def _dtype_name(self) -> DTypeName:
+        return next(name for name in DTYPES if getattr(self.xp, name) == self.dtype)
+
     def __reduce__(self) -> tuple[Callable[..., Backend], tuple[Library, DTypeName, str | None]]:
         """By name: no module can be pickled, nor can every library's device."""
-        dtype = next(name for name in DTYPES if getattr(self.xp, name) == self.dtype)
-        return _named, (self.name, dtype, self.device_name)
+        return _named, (self.name, self._dtype_name, self.device_name)
 
     def asarray(self, host: Any, /) -> Array:
         """A host array on this backend: floating values in its dtype, integers as they are, or int32 without int64."""

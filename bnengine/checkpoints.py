@@ -15,7 +15,7 @@ import numpy as np
 
 from . import files, trees
 from ._typing import BackendName, Tree
-from .arguments import instance, shown
+from .arguments import instance, quantity, shown
 from .backends import Backend, as_backend, as_numpy
 from .layers import Layer
 from .networks import LAYERS, Sequential
@@ -41,7 +41,7 @@ class Loaded(NamedTuple):
     """Of the parameters in the file, which `load` brings to the backend's."""
 
     def __repr__(self) -> str:
-        words = [f"{len(self.net.layers)} layers", f"{self.net.parameters:,} parameters of {self.dtype}"]
+        words = [quantity(len(self.net.layers), "layer"), f"{self.net.parameters:,} parameters of {self.dtype}"]
         words += ["with the optimiser's state"] if self.opt_state else []
         return f"Loaded({', '.join([*words, *self.metadata])})"
 
@@ -79,7 +79,11 @@ def save(
     >>> loaded.net == net, loaded.metadata, bool((loaded.params["1"]["gamma"] == 1).all())
     (True, {'classes': ['a', 'b', 'c']}, True)
     """
-    _path(path)
+    target = _path(path)
+    if target.is_dir():
+        raise IsADirectoryError(f"path: expected a file to write, {target} is a directory")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(f"path: no directory {target.parent} to write {target.name} into; make it first")
     files.write(path, packed(net, params, state, opt_state=opt_state, metadata=metadata))
 
 

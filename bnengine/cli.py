@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import errno
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from . import __version__, backends
 from ._typing import BackendName
-from .arguments import ConfigError
+from .arguments import ConfigError, printable
 from .options import add_options
 from .parallel import Communicator
 from .runs import interrupts
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         return _failed(str(error) or "interrupted", _status(error))
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again at its end
+        _silence(sys.stdout)
         return 141  # as a program that the signal ends: not everything was done
     except Exception as error:
         if options.debug:
@@ -59,7 +60,7 @@ def _reason(error: BaseException) -> str:
         text = f"{error.filename}: {error.strerror}"
     words = " ".join(text.split()) or type(error).__name__
     shown = words if len(words) <= 1000 else f"{words[:1000]}..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in shown)
+    return printable(shown)
 
 
 def _status(error: BaseException) -> int:
@@ -76,9 +77,25 @@ def _as_given(reason: str, given: dict[str, Any]) -> str:
 
 
 def _failed(reason: str, status: int) -> int:
-    sys.stderr.write(f"bnengine: {reason}\n")  # at once: ranks share the terminal, print would write the end separately
-    sys.stderr.flush()
+    _say(f"bnengine: {reason}", sys.stderr)
     return status
+
+
+def _say(text: str, stream: TextIO | None = None) -> None:
+    """Print a line, at once; to nobody where the terminal has closed, of which a signal (SIGHUP) tells."""
+    stream = stream or sys.stdout
+    try:
+        stream.write(f"{text}\n")  # ranks share the terminal, print would write the end separately
+        stream.flush()
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        _silence(stream)
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is left of a stream go nowhere, or Python complains of it again at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 # ---- parsing
@@ -159,21 +176,22 @@ def _train_on(communicator: Communicator, config: Config) -> int:
     directory, summary = train.train(
         config,
         communicator=communicator,
-        on_start=(lambda text: print(text, flush=True)) if first else None,
-        on_epoch=(lambda row: print(_epoch_lines(row), flush=True)) if first else None,
+        on_start=_say if first else None,
+        on_epoch=(lambda row: _say(_epoch_lines(row))) if first else None,
         progress=_bar if first and sys.stderr.isatty() else None,
     )
     if not first:
         return 0
     gap = summary["running_statistics"]
     if gap:
-        print(
+        _say(
             f"running statistics: means within {gap['mean_gap']:.2g} standard deviations of the training data's, "
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
     _warn_of(gap)
-    print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
-    print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
+    _say(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
+    _say(train.kept_words(summary, config.early_stopping))
+    _say(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
 
 
@@ -212,7 +230,7 @@ def _number(value: float | None) -> str:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from .runs import predict
+    from .runs import classes, predict
 
     given = vars(options)
     metrics = predict.evaluate_run(
@@ -222,11 +240,14 @@ def _evaluate(options: argparse.Namespace) -> int:
         backend=_backend(given),
         device=given.get("device"),
     )
-    gap = metrics.pop("running_statistics")
+    gap, of_each = metrics.pop("running_statistics"), metrics.pop("classes", None)
+    confusion = metrics.pop("confusion", None)
     for name, value in metrics.items():
         print(
             f"{name}: {value:.6g}" if isinstance(value, float) else f"{name}: {'undefined' if value is None else value}"
         )
+    for line in classes.table(of_each, confusion) if of_each else ():
+        print(line)
     _warn_of(gap)
     return 0
 

@@ -85,12 +85,26 @@ def _replace(path: Path, content: bytes, keep: Path | None) -> None:
             os.fsync(file.fileno())
         Path(beside).chmod(0o666 & ~_umask())  # mkstemp makes a file that only its owner can read
         if keep is not None and path.exists():
-            path.replace(keep)
+            _keep(path, keep)
         Path(beside).replace(path)
     except BaseException:
         Path(beside).unlink(missing_ok=True)
         raise
     flush_directory(path.parent)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Let a file have the other name too, so that it is never without its own."""
+    second = path.with_name(f"{_beside(path.name)}kept")
+    try:
+        second.hardlink_to(path)
+    except OSError:  # of a file system without hard links: there one of the two names stays
+        path.replace(keep)
+        return
+    try:
+        second.replace(keep)
+    finally:
+        second.unlink(missing_ok=True)  # renaming does nothing where both names are of one file already
 
 
 def _beside(name: str) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from . import layers, trees
 from ._typing import ActivationName, AllReduce, Array, BackendName, FusedActivation, Initialization, NormPosition, Tree
-from .arguments import instance, integer, number, one_of, shown
+from .arguments import as_made, instance, integer, number, one_of, shown
 from .backends import Backend, as_backend
 from .context import Context
 from .functional import ACTIVATIONS, checks
@@ -34,7 +34,7 @@ WRONG_ARGUMENTS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """Exceptions that arguments which do not fit end in, deep inside a layer; caught to look for the cause."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Sequential(Layer):
     """Layers one after another; itself a layer, so that networks can be parts of networks.
 
@@ -81,6 +81,11 @@ class Sequential(Layer):
                 )
 
     # ---- what it says of itself
+
+    def __repr__(self) -> str:
+        """Its layers without the settings that are their defaults."""
+        layers = ", ".join(map(as_made, self.layers)) + ("," if len(self.layers) == 1 else "")
+        return f"{type(self).__name__}(({layers}))"
 
     @property
     def takes(self) -> int | None:
@@ -159,7 +164,10 @@ class Sequential(Layer):
         params: Tree = {}
         state: Tree = {}
         for i, layer in enumerate(self.layers):
-            learned, kept = layer.init(rng, as_backend(backend))
+            try:
+                learned, kept = layer.init(rng, as_backend(backend))
+            except MemoryError as error:
+                raise MemoryError(f"layers: layer {i}, {layer!r}, is too large: {error}") from error
             trees.check(f"{layer}.init, parameters", learned, layer.shapes.params)
             trees.check(f"{layer}.init, state", kept, layer.shapes.state)
             params |= {str(i): learned} if learned else {}
@@ -275,7 +283,7 @@ class Sequential(Layer):
         return {key: grads[key] for key in params}, gradient if need_dx else None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Residual(Sequential):
     """A skip around layers: y = x + f(x), for the layers f one after another, which give as many features as they take.
 

@@ -143,3 +143,8 @@ def test_the_list_says_why_not():
         assert row.usable != bool(row.why_not)
         if row.usable and row.name not in kernels.FAST:
             assert row.fast_path == "no fast path (array API)"
+
+
+def test_a_backend_prints_as_it_is_made():
+    assert repr(bn.backend("numpy", dtype="float64")) == "backend('numpy', dtype='float64')"
+    assert eval(repr(bn.backend("numpy")), {"backend": bn.backend}) == bn.backend("numpy")

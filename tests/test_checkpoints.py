@@ -152,3 +152,17 @@ def test_a_bit_that_has_changed_is_refused(rng):
         Path("changed").write_bytes(changed)
         with pytest.raises(bn.CheckpointError):
             bn.load("changed")
+
+
+def test_a_path_that_cannot_be_written_is_named(tmp_path):
+    net = bn.mlp([2, 3])
+    params, state = net.init(0, backend="numpy")
+    with pytest.raises(IsADirectoryError, match=r"^path: expected a file to write, .* is a directory"):
+        bn.save(tmp_path, net, params, state)
+    with pytest.raises(FileNotFoundError, match=r"^path: no directory .*new to write model into; make it first"):
+        bn.save(tmp_path / "new" / "model", net, params, state)
+
+
+def test_a_layer_that_does_not_fit_into_memory_is_named():
+    with pytest.raises(MemoryError, match=r"^layers: layer 0, Linear\(inputs=4194304, .* too large: "):
+        bn.mlp([2**22, 2**31 - 1]).init(0, backend="numpy")

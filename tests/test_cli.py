@@ -18,8 +18,9 @@ import bnengine as bn
 from bnengine import data, trees
 from bnengine.cli import main
 from bnengine.options import fields
-from bnengine.runs import run_directory
+from bnengine.runs import classes, run_directory
 from bnengine.runs.config import Config
+from bnengine.runs.curves import confusion_picture
 
 QUICK = ["--epochs", "2", "--hidden", "32", "--batch-size", "50", "--learning-rate", "0.02"]
 
@@ -67,6 +68,44 @@ def test_evaluate_repeats_the_test_accuracy(digits_run, capsys):
     assert "rows: 360" in out
 
 
+def test_figures_of_each_class_are_scikit_learn_s(digits_run, capsys):
+    from sklearn.metrics import classification_report
+
+    digits, loaded = data.load("digits"), bn.load(digits_run / "model.safetensors")
+    given = bn.predict(loaded.net, loaded.params, loaded.state, digits.x_test).argmax(axis=1)
+    report = classification_report(digits.y_test, given, output_dict=True)
+    summary = json.loads((digits_run / "summary.json").read_text())
+    assert list(summary["classes"]) == list(digits.classes)
+    for name, figures in summary["classes"].items():
+        expected = [report[name][word] for word in ("precision", "recall", "f1-score", "support")]
+        assert list(figures.values()) == pytest.approx(expected)
+    pairs = [(true, guess) for true in range(10) for guess in range(10)]
+    counts = [int(np.sum((digits.y_test == true) & (given == guess))) for true, guess in pairs]
+    assert summary["confusion"] == np.reshape(counts, (10, 10)).tolist()
+    assert (digits_run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    out = run(capsys, "evaluate", digits_run)[1].splitlines()
+    zero = summary["classes"]["0"]
+    cells = [f"{zero[word]:.4f}" for word in ("precision", "recall", "f1")]
+    assert out[5].split() == ["0", *cells, "36", *map(str, summary["confusion"][0])]
+
+
+def test_tables_and_pictures_of_many_classes():
+    def figures(count):
+        return {f"${i}$": {"precision": None, "recall": 0.0, "f1": i / count, "rows": i} for i in range(count)}
+
+    few, some, many = (figures(count) for count in (3, 30, 60))
+    assert classes.table({"\x1b[2J": few["$0$"]}, [[1]])[1].startswith("\\x1b[2J")
+    assert len({len(line) for line in classes.table(few, [[1, 2, 3]] * 3)}) == 1
+    assert classes.table(some, [[0] * 30] * 30)[-1].split() == ["$29$", "-", "0.0000", "0.9667", "29"]
+    assert classes.table(many, None)[-2:] == [
+        "$49$           -  0.0000  0.8167    49",
+        "and 10 more classes with a higher f1",
+    ]
+    for names in (few, some):
+        summary = {"data": "猫", "classes": names, "test_accuracy": 0.5, "confusion": [[0] * len(names)] * len(names)}
+        assert confusion_picture(summary).startswith(b"\x89PNG")
+
+
 def test_predict_needs_nothing_but_the_run(digits_run, capsys):
     dataset = data.load("digits")
     np.savez("rows.npz", x=dataset.x_test)  # raw rows: standardisation is in the model
@@ -95,7 +134,7 @@ def test_a_csv_from_training_to_prediction(capsys, rng):
     )
     status, out, _ = run(capsys, "evaluate", "run", "--data", "points.csv")
     assert status == 0
-    assert float(out.split("accuracy: ")[1]) > 0.95
+    assert float(out.split("accuracy: ")[1].split()[0]) > 0.95
     Path("new.csv").write_text("north,east,remark\n5,2,x\n5,-2,y\n")  # other order, no label, one column more
     status, out, _ = run(capsys, "predict", "run", "--data", "new.csv")
     assert [line.split(",")[0] for line in out.splitlines()] == ["prediction", "right", "left"]
@@ -152,6 +191,39 @@ def test_options_train(capsys, options):
     assert f"test_accuracy {summary['test_accuracy']:.4f}" in out
 
 
+@pytest.mark.parametrize(("epochs", "stopping"), [(200, 2), (2, 2), (2, None)])
+def test_a_run_says_which_epoch_it_kept(capsys, epochs, stopping):
+    options = ["--learning-rate", 0.05, "--epochs", epochs, *(["--early-stopping", stopping] if stopping else [])]
+    out = run(capsys, "train", "--out", "run", *QUICK, *options)[1]
+    summary = json.loads(Path("run/summary.json").read_text())
+    rows = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    best = 1 + int(np.argmin([row["validation_loss"] for row in rows]))
+    assert (summary["kept_epoch"], summary["stopped_early"]) == (best if stopping else 2, epochs == 200)
+    words = {
+        (
+            200,
+            2,
+        ): f"stopped after epoch {len(rows)}: validation loss has not fallen since epoch {best}, whose network is kept",
+        (2, 2): f"the network of epoch {best} of 2, that with the lowest validation loss, is kept",
+        (2, None): "the network of the last epoch, 2, is kept",
+    }
+    assert words[epochs, stopping] in out.splitlines()
+
+
+def test_without_normalisation_a_batch_may_be_a_row(capsys):
+    np.savez("rows.npz", x=np.arange(12.0)[:, None] % 2, y=np.arange(12) % 2)
+    options = ["--data", "rows.npz", "--batch-size", 1, "--epochs", 2, "--validation", 0, "--hidden", 4, "--out", "run"]
+    status, out, _ = run(capsys, "train", *options, "--norm", "none", "--precise-bn")
+    assert (status, out.splitlines()[0]) == (0, "rows: 9 training, 3 test rows, 1 feature, 2 classes")
+    assert json.loads(Path("run/summary.json").read_text())["steps"] == 18
+
+
+def test_a_network_larger_than_the_memory_is_refused(capsys):
+    status, _, err = run(capsys, "train", "--hidden", "2000000,2000000", "--out", "run")
+    assert (status, err.partition(" parameters")[0]) == (2, "bnengine: --hidden: 4,000,156,000,010")
+    assert not Path("run").exists()
+
+
 def test_resume_needs_no_options_again(capsys):
     assert run(capsys, "train", "--out", "run", *QUICK)[0] == 0
     before = Path("run/metrics.jsonl").read_text()
@@ -189,8 +261,67 @@ def test_a_run_with_a_constant_schedule_can_be_lengthened(capsys):
 
 def test_a_schedule_that_ends_cannot_be_lengthened(digits_run, capsys):
     status, _, err = run(capsys, "train", "--out", digits_run, "--resume", "--epochs", "9")
-    reason = "only a run with a constant schedule can be lengthened, this one's is cosine"
+    reason = "only a run with a constant schedule can be lengthened, this one's is cosine; bnengine train --start run "
+    reason += "trains its network further, as a run of its own"
     assert (status, err) == (2, f"bnengine: --resume: epochs was 2 in run and is 9 now; {reason}\n")
+
+
+@pytest.mark.parametrize("freeze", [[], ["--freeze", "1,BatchNorm"]])
+def test_a_run_starts_from_the_network_of_another(digits_run, capsys, freeze):
+    base = bn.load(digits_run / "model.safetensors")
+    start = ["train", "--start", digits_run, "--epochs", 2, "--learning-rate", "0.001", *freeze]
+    status, out, _ = run(capsys, *start, "--out", "tuned")
+    assert status == 0
+    assert ("starting from the network of run, layers 1, 2 stay as they are" in out) == bool(freeze)
+    tuned, rows = bn.load("tuned/model.safetensors"), Path("tuned/metrics.jsonl").read_text().splitlines()
+    before, after = ({**trees.flatten(net.params), **trees.flatten(net.state)} for net in (base, tuned))
+    same = {name for name in before if np.array_equal(before[name], after[name])}
+    frozen = {"1.weight", *(f"2.{name}" for name in ("gamma", "beta", "mean", "var", "batches"))}
+    assert same == {"0.mean", "0.var"} | (frozen if freeze else set())
+    first = json.loads((digits_run / "metrics.jsonl").read_text().splitlines()[0])
+    assert json.loads(rows[0])["validation_loss"] < first["validation_loss"]
+    assert "hidden = [\n    32,\n]" in Path("tuned/config.toml").read_text()
+    assert run(capsys, *start, "--out", "again")[0] == 0
+    for name in ("model", "checkpoint"):  # goes on after its first epoch to the same bits
+        Path(f"again/{name}.safetensors").unlink()
+    assert len(bn.load("again/previous.safetensors").metadata["history"]) == 1
+    assert run(capsys, "train", "--resume", "--out", "again")[0] == 0
+    for a, b in zip(trees.leaves(bn.load("again/model.safetensors").params), trees.leaves(tuned.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for file in digits_run.iterdir():
+        file.unlink()
+    assert run(capsys, "evaluate", "tuned")[0] == 0  # needs nothing but the run
+
+
+def test_a_run_that_starts_from_another_keeps_the_scale_of_its_targets(capsys, rng):
+    x = rng.standard_normal((80, 3))
+    np.savez("one.npz", x=x, y=x @ [1.0, 2.0, 3.0])
+    np.savez("two.npz", x=x, y=x @ [1.0, 2.0, 3.0] * 5 + 100)
+    assert run(capsys, "train", "--data", "one.npz", "--task", "regression", "--out", "one", *QUICK)[0] == 0
+    still = ["--start", "one", "--epochs", 1, "--learning-rate", 1e-30, "--freeze", "BatchNorm"]
+    assert run(capsys, "train", *still, "--data", "two.npz", "--out", "two")[0] == 0
+    one, two = (run(capsys, "predict", name, "--data", "one.npz")[1] for name in ("one", "two"))
+    assert one == two
+    summary = json.loads(Path("two/summary.json").read_text())
+    values = np.asarray([float(line) for line in run(capsys, "predict", "two", "--data", "two.npz")[1].split()[1:]])
+    assert summary["test_rmse"] == pytest.approx(100, rel=0.3)
+    assert abs(values.mean()) < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--hidden", "8"], "--hidden: was (32,) in run and is (8,) now; its network stays as it is"),
+        (["--data", "breast-cancer"], "--start: the network of run has classes ['0', '1', '2'"),
+        (["--freeze", "0"], "--freeze: '0' is no layer with parameters; those are 1 (Linear without bias), 2 (Batch"),
+        (["--freeze", "Linear,2"], "--freeze: expected some layers with parameters to be left for training"),
+        (["--start", "nothing"], "--start: expected the directory of a finished run, with model.safetensors in it"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(digits_run, capsys, options, reason):
+    status, _, err = run(capsys, "train", "--start", digits_run, "--out", "tuned", *options)
+    assert (status, err[: len(reason) + 10]) == (2, f"bnengine: {reason}")
+    assert not Path("tuned").exists()
 
 
 def test_checkpoints_of_another_run_are_refused(digits_run, capsys):
@@ -535,6 +666,22 @@ def test_a_closed_pipe_ends_quietly_but_not_as_done(digits_run):
     result = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[1] == "141"
     assert result.stderr in ("", "bnengine: compiling CPU kernels (once; cached)\n")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a terminal that can be closed")
+def test_a_terminal_that_closes_ends_a_run_as_its_signal():
+    words = ["train", "--epochs", "100000", "--hidden", "8", "--schedule", "constant", "--out", "run"]
+    own = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # the process's own, which hangs up on it
+    code = f"{own}; from bnengine import cli; sys.exit(cli.main({words}))"
+    terminal, end = os.openpty()
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=end, stdout=end, stderr=end, start_new_session=True)
+    os.close(end)
+    seen = b""
+    while b"validation_loss" not in seen:
+        seen += os.read(terminal, 1000)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 129
+    assert Path("run/checkpoint.safetensors").exists()
 
 
 def test_a_missing_extra_is_named(digits_run):

@@ -28,9 +28,11 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(m
 
 
 def test_every_option_can_stand_in_a_file():
-    config = resolve(
-        {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
-    )
+    given = {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
+    Path("run").mkdir()
+    Path("run/config.toml").write_text("hidden = [3, 4]\n")
+    Path("run/model.safetensors").touch()
+    config = resolve(given | {"start": "run", "freeze": "0"})
     text = to_toml(config)
     own = {"out", "resume", "overwrite", "distributed", "timeout"}  # where a run goes, not what it is
     assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(fields(Config)) - own
@@ -58,7 +60,7 @@ REFUSED = [
     ("norm = 'layer'", "norm: expected batch, none, got 'layer'"),
     ("optimizer = 'sophia'", "optimizer: expected sgd, momentum, nesterov, rmsprop, adam, adamw, nadam, lion, got"),
     ("epochs = 0", "epochs: expected at least 1, got 0"),
-    ("batch_size = 1", "batch_size: expected at least 2, got 1"),
+    ("batch_size = 1", "batch_size: expected at least 2 rows to take batch statistics of, got 1"),
     ("learning_rate = 0", "learning_rate: expected a positive number, got 0.0"),
     ("learning_rate = nan", "learning_rate: expected a positive number, got nan"),
     ("clip = -1", "clip: expected a positive number, got -1.0"),
@@ -83,7 +85,7 @@ def test_a_missing_file_is_refused():
 
 WRONG_ALONE = [
     ("epochs = 2.5", {"epochs": 3}, "run.toml: epochs: expected int, got 2.5"),
-    ("batch_size = 1", {"batch_size": 8}, "run.toml: batch_size: expected at least 2, got 1"),
+    ("batch_size = 0", {"batch_size": 8}, "run.toml: batch_size: expected at least 1, got 0"),
     ("hidden = [4, -1]", {"hidden": "4"}, "run.toml: hidden: expected positive sizes, got 4,-1"),
     ("norm = 'layer'", {"norm": "batch"}, "run.toml: norm: expected batch, none, got 'layer'"),
 ]

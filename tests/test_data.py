@@ -283,13 +283,13 @@ REFUSED = [
     (lambda: data.hold_out(X[:2], Y[:2], 0.3, seed=0, stratify=False), "2 rows are too few to hold out 0.3"),
     (
         lambda: data.batches(1, 2, np.random.default_rng(0)),
-        "batch_size: expected at least 2 rows in batches of at least 2",
+        "batch_size: expected at least 2 rows in batches of at least 1",
     ),
     (
-        lambda: data.batches(4, 1, np.random.default_rng(0)),
-        "batch_size: expected at least 2 rows in batches of at least 2",
+        lambda: data.batches(4, 0, np.random.default_rng(0)),
+        "batch_size: expected at least 2 rows in batches of at least 1",
     ),
-    (lambda: data.batches(4, 2.0, np.random.default_rng(0)), "in batches of at least 2, got 4 rows, size 2.0"),
+    (lambda: data.batches(4, 2.0, np.random.default_rng(0)), "in batches of at least 1, got 4 rows, size 2.0"),
     (lambda: data.batches(4, 2, 0), "rng: expected a NumPy random Generator, got 0"),
     (lambda: data.load("digits", test=0), "test: expected a part between 0 and 1, got 0"),
     (lambda: data.load("digits", seed=1.5), "seed: expected an int of at least 0, got 1.5"),

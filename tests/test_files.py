@@ -50,6 +50,43 @@ def test_content_and_names_are_flushed(monkeypatch):
     assert (Path("file").read_text(), Path("before").read_text()) == ("2", "1")
 
 
+def test_a_file_that_is_kept_is_never_without_its_name(monkeypatch):
+    """Looked at before each change of a name, as a reader may at any moment, also after a kill between two of them."""
+    replace, seen = Path.replace, []
+
+    def renamed(path, target):
+        seen.append((Path("file").read_text(), Path("before").exists()))
+        return replace(path, target)
+
+    def killed(path, target):
+        if target.name == "file":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    files.write("file", "0")
+    monkeypatch.setattr(Path, "replace", renamed)
+    for number in (1, 2):
+        files.write("file", f"{number}", keep=Path("before"))
+    assert seen == [("0", False), ("0", True), ("1", True), ("1", True)]
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        files.write("file", "3", keep=Path("before"))
+    assert [Path(name).read_text() for name in ("file", "before")] == ["2", "2"]
+    monkeypatch.setattr(Path, "replace", replace)
+    files.write("file", "3", keep=Path("before"))
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"file": "3", "before": "2"}
+
+
+def test_where_there_are_no_hard_links_one_name_is_there(monkeypatch):
+    def refused(path, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refused)
+    files.write("file", "1")
+    files.write("file", "2", keep=Path("before"))
+    assert {name: Path(name).read_text() for name in os.listdir()} == {"file": "2", "before": "1"}
+
+
 def test_links_stay_and_pipes_are_written_to():
     Path("target").write_text("old")
     Path("link").symlink_to("target")

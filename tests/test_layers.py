@@ -509,3 +509,9 @@ def test_withdrawn_names_work_with_a_warning(rng):
     assert doubled == net
     expected = net.forward(params, state, x, bn.Context(True, lambda a: 2 * a))[1]
     np.testing.assert_array_equal(doubled.forward(params, state, x, training=True)[1]["1"]["var"], expected["1"]["var"])
+
+
+def test_a_network_prints_as_it_is_made():
+    net = bn.mlp([4, 8, 8, 3], residual=True, dropout=0.1, standardize=True, activation="gelu", momentum=None)
+    assert eval(repr(net), vars(bn)) == net
+    assert repr(bn.Sequential((bn.Linear(2, 3),))) == "Sequential((Linear(2, 3),))"

@@ -204,6 +204,24 @@ def test_a_rule_of_ones_own_is_not_taken_for_a_fast_one():
     assert list(state) == ["step", "first", "second"]
 
 
+def test_frozen_layers_are_left_out(rng):
+    """As if they were not there, also for the norm to which gradients are clipped and under jax.jit's sorted keys."""
+    params = {"10": {"weight": rng.standard_normal(3)}, "2": {"0": {"gamma": np.ones(2)}, "1": {"bias": np.zeros(2)}}}
+    grads = trees.map_leaves(lambda leaf: rng.standard_normal(leaf.shape), params)
+    optimizer = bn.optimizers.adam(bn.optimizers.cosine(0.1, steps=9), clip=0.1)
+    frozen = bn.optimizers.freeze(optimizer, ("10", "2.1"))
+    alone, alone_grads = ({"2": {"0": tree["2"]["0"]}} for tree in (trees.copied(params), grads))
+    expected, state = optimizer.update(alone, alone_grads, optimizer.init(alone))
+    new, own = frozen.update(trees.copied(params), dict(sorted(grads.items())), frozen.init(params))
+    np.testing.assert_array_equal(new["2"]["0"]["gamma"], expected["2"]["0"]["gamma"])
+    assert (list(new), own.keys(), frozen.rate(3)) == (["10", "2"], state.keys(), optimizer.rate(3))
+    for name in ("10.weight", "2.1.bias"):
+        np.testing.assert_array_equal(trees.flatten(new)[name], trees.flatten(params)[name])
+    for layers, message in ((("1",), "got '1'"), (("10", "2"), "got all layers")):
+        with pytest.raises(ValueError, match=message):
+            bn.optimizers.freeze(optimizer, layers).init(params)
+
+
 def test_what_is_like_an_optimizer():
     class Still:
         def init(self, params):
@@ -467,3 +485,11 @@ def test_leaves_of_another_shape_are_refused(name, rng):
                 optimizer.update(params, tree_of(rng), state)
     with pytest.raises(ValueError, match="state: expected step"):
         optimizer.update(params, tree_of(rng), {"steps": 0})
+
+
+def test_an_optimizer_prints_as_it_is_made():
+    made = bn.optimizers.adamw(bn.optimizers.warm_up(bn.optimizers.cosine(0.1, steps=9), steps=2), clip=1.0)
+    words = "adamw(warm_up(cosine(0.1, 9, 0.0), 2), beta1=0.9, beta2=0.999, eps=1e-08, weight_decay=0.01, clip=1.0)"
+    assert repr(made) == words
+    assert repr(bn.optimizers.sgd(0.5)) == "sgd(0.5)"
+    assert repr(bn.optimizers.sgd(weight_decay=0.1, decayed=None)) == "sgd(0.001, weight_decay=0.1, decayed=None)"

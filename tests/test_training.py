@@ -195,6 +195,8 @@ def test_fitted_prints_in_a_line(digits):
     fitted = bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(0.1), rows, validation=rows, epochs=2)
     losses = "train_loss {train_loss:.4g}, validation_loss {validation_loss:.4g}".format(**fitted.history[-1])
     assert repr(fitted) == f"Fitted(2 epochs, 618 parameters, {losses})"
+    assert fitted.kept_epoch == 2
+    assert fitted._repr_html_().count("<tr>") == 3
 
 
 @pytest.mark.parametrize("stopped", [1, 4, 6])
@@ -222,6 +224,8 @@ def test_early_stopping_returns_the_best_epoch(digits):
     fitted = bn.fit(net, optimizer, rows, validation=held, epochs=200, early_stopping=3)
     losses = [row["validation_loss"] for row in fitted.history]
     assert len(losses) == np.argmin(losses) + 1 + 3 < 200
+    assert fitted.kept_epoch == np.argmin(losses) + 1 == len(fitted.best.history)
+    assert f"{len(losses)} epochs, network of epoch {fitted.kept_epoch}, " in repr(fitted)
     measured = bn.evaluate(net, fitted.params, fitted.state, held)
     assert measured["loss"] == pytest.approx(min(losses), rel=1e-6)
 
@@ -446,11 +450,11 @@ REFUSED = [
     ({"train": (ROWS[0], ROWS[0]), "loss": "mse"}, r"train: expected targets of shape \(4, 2\), got \(4, 3\)"),
     ({"train": ROWS, "epochs": 0}, "epochs: expected an int of at least 1, got 0"),
     ({"train": ROWS, "loss": "hinge"}, "loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse', got 'hinge'"),
-    ({"train": ROWS, "batch_size": 8.0}, "batch_size: expected an int of at least 2, got 8.0"),
+    ({"train": ROWS, "batch_size": 8.0}, "batch_size: expected an int of at least 1, got 8.0"),
     ({"train": ROWS, "validation": ROWS, "early_stopping": 0}, "early_stopping: expected an int of at least 1, got 0"),
     ({"train": ROWS, "validation": (ROWS[0][:0], ROWS[1][:0])}, "validation: expected at least 1 row, got none"),
     ({"train": ROWS, "early_stopping": 2}, "early_stopping: expected validation rows"),
-    ({"train": ROWS, "batch_size": 1}, "batch_size: expected an int of at least 2, got 1"),
+    ({"train": ROWS, "batch_size": 0}, "batch_size: expected an int of at least 1, got 0"),
 ]
 
 
@@ -458,3 +462,12 @@ REFUSED = [
 def test_what_does_not_fit_is_refused(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         bn.fit(NET, bn.optimizers.sgd(), **{"epochs": 1, **arguments})
+
+
+def test_batches_of_a_row_are_for_networks_without_batch_statistics(digits):
+    rows = digits.x_train[:5], digits.y_train[:5]
+    options = {"epochs": 1, "batch_size": 1}
+    for net in (bn.mlp([64, 8, 10], norm=None), bn.mlp([64, 8, 10]).with_norms(statistics="running")):
+        assert bn.fit(net, bn.optimizers.sgd(), rows, **options).history[0]["step"] == 5
+    with pytest.raises(ValueError, match="batch_size: expected at least 2 rows to take batch statistics of, got 1"):
+        bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(), rows, **options)

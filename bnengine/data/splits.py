@@ -37,7 +37,7 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     """Row numbers of the mini-batches of an epoch, shuffled.
 
     What is left over makes a smaller batch, but a single row joins the batch before it: normalisation
-    needs two.
+    needs two. Batches of one row are for networks without it.
 
     Examples
     --------
@@ -48,13 +48,13 @@ def batches(rows: int, size: int, rng: np.random.Generator) -> list[HostArray]:
     """
     instance("rng", rng, np.random.Generator, "a NumPy random Generator")
     integer("rows", rows, 0, below=2**31)
-    if type(size) is not int or rows < 2 or size < 2:
+    if type(size) is not int or rows < 2 or size < 1:
         raise ValueError(
-            f"batch_size: expected at least 2 rows in batches of at least 2, got {rows} rows, size {shown(size)}"
+            f"batch_size: expected at least 2 rows in batches of at least 1, got {rows} rows, size {shown(size)}"
         )
     order = rng.permutation(rows)
     starts = list(range(0, rows, size))
-    if rows - starts[-1] == 1:
+    if size > 1 and rows - starts[-1] == 1:
         starts.pop()
     return np.split(order, starts[1:])
 

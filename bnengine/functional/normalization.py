@@ -346,7 +346,7 @@ def normalize_backward(
     return _gradients(dx, sums, gamma, beta)
 
 
-def _version(x: Array) -> int | None:
+def _version(x: Any) -> int | None:
     """How often a PyTorch tensor was changed in place; None where nothing counts it."""
     if library(type(x)) != "torch":
         return None

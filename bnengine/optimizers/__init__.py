@@ -16,6 +16,7 @@ from .._typing import Array
 from ..arguments import instance, number
 from . import parts
 from .clipping import clip_by_norm as clip_by_norm
+from .freezing import freeze as freeze
 from .optimizer import Optimizer as Optimizer
 from .optimizer import OptimizerLike as OptimizerLike
 from .optimizer import Rule as Rule

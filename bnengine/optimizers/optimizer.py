@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -129,6 +130,13 @@ class Optimizer:
         if self.clip is not None:
             number("clip", self.clip, SMALLEST, words="None or a positive number")
 
+    def __repr__(self) -> str:
+        """As it is made, without weight decay and clipping where there are none."""
+        settings = {**dict(self.options), "weight_decay": self.weight_decay or None, "clip": self.clip}
+        words = [f"{name}={value!r}" for name, value in settings.items() if value is not None]
+        words += [f"decayed={self.decayed!r}"] if self.weight_decay and self.decayed != ("weight",) else []
+        return f"{self.rule.name}({', '.join([_rate_words(self.learning_rate), *words])})"
+
     @property
     def slots(self) -> tuple[str, ...]:
         """What the rule remembers of each parameter."""
@@ -183,6 +191,13 @@ class Optimizer:
         elif decay != 0:
             g = g + decay * p
         return self.rule.equation(p, g, *slots, **{name: _as_scalar(value, p) for name, value in scalars.items()})
+
+
+def _rate_words(rate: Any) -> str:
+    """A learning rate, or a schedule as it is made."""
+    if not isinstance(rate, functools.partial):
+        return repr(rate)
+    return f"{rate.func.__name__.removeprefix('_')}({', '.join(map(_rate_words, rate.args))})"
 
 
 def _zeros_like(p: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from .._typing import (
@@ -18,9 +19,18 @@ from .._typing import (
     Transport,
 )
 from ..arguments import ConfigError
-from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option
+from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option, read_toml
 
 PART = "a part between 0 and 1"
+
+NETWORK = (
+    *("standardize", "hidden", "activation", "norm", "norm_position"),
+    *("dropout", "residual", "initialization", "initial_scale"),
+)
+"""Options that a network follows from: a run that starts from another's has the same."""
+
+ROWS = ("data", "label", "task", "test", "validation", "seed", "dtype")
+"""Options that rows follow from: those of the run that a run starts from, where they are not given."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ class Config(Options):
     clip: float | None = option(
         None, "largest norm of all gradients together; no clipping where not given", within=POSITIVE
     )
-    batch_size: int = option(64, "rows in a mini-batch", within=at_least(2))
+    batch_size: int = option(64, "rows in a mini-batch", within=at_least(1))
     epochs: int = option(30, "passes over the training rows", within=at_least(1))
     early_stopping: int | None = option(
         None, "stop after so many epochs without a lower validation loss", within=at_least(1)
@@ -91,6 +101,12 @@ class Config(Options):
     sync_ranks: int | None = option(
         None, "ranks that share batch statistics, 1: each its own; all where not given", within=at_least(1)
     )
+    start: str | None = option(
+        None, "directory of a finished run whose network is trained further, on its data where no other are named"
+    )
+    freeze: str | None = option(
+        None, "layers of --start that stay as they are, by position or kind, separated by commas: 0,BatchNorm"
+    )
     distributed: Transport = option("none", "how ranks that a launcher started communicate", kept=False)
     timeout: float = option(300.0, "seconds to wait for other ranks before giving them up", within=POSITIVE, kept=False)
     out: str | None = option(None, "directory of the run; a new one under runs/ where not given", kept=False)
@@ -101,6 +117,10 @@ class Config(Options):
         super().__post_init__()
         if self.early_stopping is not None and self.validation == 0:
             raise ConfigError("early_stopping: needs validation rows to judge by, but validation is 0")
+        if self.batch_size == 1 and self.norm == "batch" and self.hidden:
+            raise ConfigError("batch_size: expected at least 2 rows to take batch statistics of, got 1")
+        if self.freeze is not None and self.start is None:
+            raise ConfigError("freeze: needs a network whose layers stay as they are, but start is not given")
         if self.resume and self.overwrite:
             raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
@@ -128,7 +148,24 @@ def resolve(given: dict[str, Any], file: str | None = None) -> Config:
     (64, 32)
     """
     chosen = os.environ.get("BNENGINE_BACKEND")
-    return Config.resolve(given, file, {"backend": chosen} if chosen else {})
+    environment = {"backend": chosen} if chosen else {}
+    start = given.get("start") or (read_toml(Path(file), Config).get("start") if file else None)
+    if start is None:
+        return Config.resolve(given, file, environment)
+    if not Path(start, "model.safetensors").is_file():
+        raise ConfigError(f"start: expected the directory of a finished run, with model.safetensors in it, got {start}")
+    before = read_config(start)
+    config = Config.resolve(given, file, {name: getattr(before, name) for name in (*NETWORK, *ROWS)} | environment)
+    for name in NETWORK:
+        was, now = getattr(before, name), getattr(config, name)
+        if was != now:
+            raise ConfigError(f"{name}: was {was!r} in {start} and is {now!r} now; its network stays as it is")
+    return config
+
+
+def read_config(run: str | os.PathLike[str]) -> Config:
+    """What a run is, from its directory."""
+    return Config.resolve({}, str(Path(run, "config.toml")))
 
 
 def to_toml(config: Config) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import checkpoints
 from .._typing import BackendName
-from ..arguments import ConfigError
+from ..arguments import ConfigError, quantity
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
@@ -20,11 +20,13 @@ from ..data import labels, readers, sets
 from ..data.readers import DataError, HostArray
 from ..data.sources import as_features
 from ..networks import Sequential
+from ..parallel import Alone
 from ..training.evaluation import evaluate, predict
 from ..training.fitting import Fitted
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
-from .config import Config, resolve
+from .classes import class_figures
+from .config import Config, read_config
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
@@ -65,6 +67,8 @@ def evaluate_run(
         name = source
     _check_features(x, loaded, source or config.data)
     metrics = measure(loaded.net, loaded, (x, y), task, target, backend=place)
+    if task == "classification":
+        metrics |= class_figures(loaded.net, loaded, (x, y), loaded.metadata["classes"], place, Alone())
     return {"data": name, "rows": len(x), **metrics, "running_statistics": _gap_from(config, loaded, x, place)}
 
 
@@ -113,17 +117,26 @@ def predict_run(
 
 
 def _load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
-    directory = Path(run)
-    if not (directory / "model.safetensors").exists():
-        raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
-    config = resolve({}, str(directory / "config.toml"))
+    config = read_config(_finished(run))
     place = make_backend(backend, dtype=config.dtype, device=device)
+    return config, load_network(run, place), place
+
+
+def load_network(run: str, place: Backend) -> Loaded:
+    """The network of a finished run, with the description of its data that `bnengine train` gives it."""
+    path = _finished(run) / run_directory.MODEL
     try:
-        loaded = checkpoints.load(directory / run_directory.MODEL, backend=place)
+        loaded = checkpoints.load(path, backend=place)
     except CheckpointError as error:
         raise CheckpointError(f"{error}; bnengine train --resume --out {run} writes it anew") from error
-    _check_metadata(directory / "model.safetensors", loaded)
-    return config, loaded, place
+    _check_metadata(path, loaded)
+    return loaded
+
+
+def _finished(run: str) -> Path:
+    if not Path(run, run_directory.MODEL).exists():
+        raise CheckpointError(f"{run}: expected the directory of a finished run, with model.safetensors in it")
+    return Path(run)
 
 
 def _check_metadata(path: Path, loaded: Loaded) -> None:
@@ -136,7 +149,7 @@ def _check_metadata(path: Path, loaded: Loaded) -> None:
     outputs = len(found["classes"]) if found["task"] == "classification" else 1
     if found["features"] != net.inputs or outputs != net.outputs or not all(isinstance(name, str) for name in names):
         raise CheckpointError(
-            f"{path}: its metadata describes {found['features']} features and {outputs} outputs, "
+            f"{path}: its metadata describes {quantity(found['features'], 'feature')} and {quantity(outputs, 'output')}, "
             f"its layers have {net.inputs} and {net.outputs}"
         )
 
@@ -184,4 +197,6 @@ def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:
 
 def _check_features(x: HostArray, loaded: Loaded, source: str) -> None:
     if x.shape[1] != loaded.metadata["features"]:
-        raise DataError(f"{source}: the run was trained on {loaded.metadata['features']} features, got {x.shape[1]}")
+        raise DataError(
+            f"{source}: the run was trained on {quantity(loaded.metadata['features'], 'feature')}, got {x.shape[1]}"
+        )

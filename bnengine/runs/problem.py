@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from .. import __version__, checkpoints, kernels
 from .._typing import LossName
+from ..arguments import ConfigError, quantity
 from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
@@ -17,10 +19,11 @@ from ..data import shards
 from ..data.readers import DataError, HostArray
 from ..data.sets import Dataset, fingerprint
 from ..networks import Sequential, mlp
-from ..optimizers import BY_NAME, Optimizer, Schedule, cosine, step_decay, warm_up
+from ..optimizers import BY_NAME, Optimizer, OptimizerLike, Schedule, cosine, freeze, step_decay, warm_up
 from ..parallel import Communicator, Shares
 from ..training.fitting import Fitted
 from .config import Config
+from .start import Beginning, in_its_scale, load_beginning
 
 LEFT_OUT = "in each a group of ranks (--sync-ranks) has fewer than two rows; larger batches leave out fewer"
 
@@ -35,7 +38,7 @@ class Problem:
     counts: list[int]
     """Rows for training, validation and testing, of all ranks."""
     net: Sequential
-    optimizer: Optimizer
+    optimizer: OptimizerLike
     backend: Backend
     target: tuple[float, float]
     """Mean and standard deviation of the training targets in regression, which learns standardised ones."""
@@ -44,26 +47,42 @@ class Problem:
     """What tells the data from other data: names, how many rows, a number that follows from their values."""
     left_out: int
     """Batches, of all epochs, in which a group of ranks has fewer than the two rows that statistics take."""
+    begin: Beginning | None
+    """The network that it starts from, where it is another run's."""
 
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
         """What the options say, made: data read, network built, ranks agreed."""
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
         options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
-        dataset, validation, target = shards.load(config.data, ranks, **options)
+        parts = shards.load(config.data, ranks, **options)
+        begin = load_beginning(config, parts, backend) if config.start else None
+        dataset, validation, target = in_its_scale(parts, begin.target) if begin else parts
         lengths = len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)
         counts = ranks.sum(np.asarray(lengths)).tolist()
         if config.dtype == "float32":
             _refuse_what_float32_loses(dataset, ranks)
         steps, left_out = _count_steps(config, Shares.of(ranks, len(dataset.y_train), config.sync_ranks))
-        net, optimizer = _build_network(config, dataset), _build_optimizer(config, steps)
+        net = begin.net if begin else _build_network(config, dataset)
+        _refuse_what_memory_cannot_hold(net, config)
+        optimizer: OptimizerLike = _build_optimizer(config, steps)
+        if begin and begin.frozen:
+            optimizer = freeze(optimizer, begin.frozen)
         made = net, optimizer, backend, target, ranks, _describe_rows(dataset, validation, ranks), left_out
-        return cls(config, dataset, validation, counts, *made)
+        return cls(config, dataset, validation, counts, *made, begin)
 
     @property
     def loss(self) -> LossName:
         """Cross-entropy for classes, the squared error for values."""
         return "cross_entropy" if self.dataset.task == "classification" else "mse"
+
+    @property
+    def start(self) -> Fitted | None:
+        """What training begins with; None: new parameters."""
+        if self.begin is None:
+            return None
+        params, state = self.begin.loaded.params, self.begin.loaded.state
+        return Fitted(params, state, self.optimizer.init(params))
 
     @property
     def train(self) -> tuple[HostArray, HostArray]:
@@ -103,12 +122,18 @@ class Problem:
         rows = f"{train} training" + (f", {held} validation" if held else "")
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
         return (
-            f"{self.dataset.name}: {rows}, {test} test rows, {self.dataset.features} features, "
-            f"{task}\n{self.net.summary()}\n{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
+            f"{self.dataset.name}: {rows}, {test} test rows, {quantity(self.dataset.features, 'feature')}, "
+            f"{task}\n{self.net.summary()}\n{self._beginning_words()}{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {kernels_in_use(self.backend)}"
             f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"
             + (f"\n{self.left_out} batches are left out: {LEFT_OUT}" if self.left_out else "")
         )
+
+    def _beginning_words(self) -> str:
+        if self.begin is None:
+            return ""
+        frozen = f", layers {', '.join(self.begin.frozen)} stay as they are" if self.begin.frozen else ""
+        return f"starting from the network of {self.config.start}{frozen}\n"
 
 
 def kernels_in_use(backend: Backend) -> str:
@@ -156,6 +181,18 @@ def _build_optimizer(config: Config, total: int) -> Optimizer:
     if config.warm_up:
         chosen = warm_up(chosen, steps=max(1, config.warm_up * total // config.epochs))
     return BY_NAME[config.optimizer](chosen, weight_decay=config.weight_decay, clip=config.clip)
+
+
+def _refuse_what_memory_cannot_hold(net: Sequential, config: Config) -> None:
+    """Refuse a network whose parameters and their gradients alone are larger than the machine's memory."""
+    needed = 2 * net.parameters * np.dtype(config.dtype).itemsize
+    if "SC_PHYS_PAGES" in getattr(os, "sysconf_names", ()):  # not on Windows
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if needed > memory:
+            raise ConfigError(
+                f"hidden: {net.parameters:,} parameters and their gradients take {needed / 2**30:,.0f} GiB, "
+                f"this machine has {memory / 2**30:,.0f} GiB; use smaller layers"
+            )
 
 
 def _refuse_what_float32_loses(dataset: Dataset, ranks: Communicator) -> None:

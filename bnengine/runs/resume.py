@@ -11,7 +11,7 @@ from ..arguments import ConfigError
 from ..checkpoints import CheckpointError, Loaded
 from ..training.fitting import Fitted
 from . import run_directory
-from .config import Config, resolve
+from .config import Config, read_config
 from .problem import Problem
 
 
@@ -21,8 +21,7 @@ def load_start(directory: Path, problem: Problem) -> tuple[Fitted | None, str]:
         return None, f"nothing at {directory} yet: starting a new run\n"
     if not run_directory.has_checkpoint(directory):
         return None, ""
-    before = resolve({}, str(directory / run_directory.CONFIG))
-    _check_configuration(directory, before, problem.config)
+    _check_configuration(directory, read_config(directory), problem.config)
     check = functools.partial(_check_checkpoint, problem)
     loaded, note = run_directory.last_checkpoint(directory, problem.backend, check)
     _check_rows(problem, loaded)
@@ -40,7 +39,7 @@ def _check_checkpoint(problem: Problem, path: Path, loaded: Loaded) -> None:
         raise CheckpointError(f"{path}: holds another network than the run's")
     if loaded.dtype != problem.config.dtype:
         raise CheckpointError(f"{path}: holds {loaded.dtype} parameters, the run's are {problem.config.dtype}")
-    changed = resolve(loaded.metadata["config"]).changed(problem.config)
+    changed = Config.resolve(loaded.metadata["config"]).changed(problem.config)
     if changed is not None:
         raise CheckpointError(f"{path}: belongs to a run with another {changed}")
 
@@ -51,7 +50,10 @@ def _check_configuration(directory: Path, before: Config, now: Config) -> None:
         return
     words = f"resume: {name} was {getattr(before, name)!r} in {directory} and is {getattr(now, name)!r} now; "
     if name == "epochs" and now.epochs > before.epochs:
-        raise ConfigError(f"{words}only a run with a constant schedule can be lengthened, this one's is {now.schedule}")
+        raise ConfigError(
+            f"{words}only a run with a constant schedule can be lengthened, this one's is {now.schedule}; "
+            f"bnengine train --start {directory} trains its network further, as a run of its own"
+        )
     raise ConfigError(f"{words}a resumed run keeps its configuration")
 
 

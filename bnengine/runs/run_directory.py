@@ -13,12 +13,12 @@ from ..arguments import ConfigError
 from ..backends import Backend
 from ..checkpoints import CheckpointError, Loaded
 
-CONFIG, METRICS, SUMMARY, MODEL, CURVES = (
+CONFIG, METRICS, SUMMARY, MODEL, CURVES, CONFUSION = (
     *("config.toml", "metrics.jsonl", "summary.json"),
-    *("model.safetensors", "curves.png"),
+    *("model.safetensors", "curves.png", "confusion.png"),
 )
 LAST, PREVIOUS, BEST = "checkpoint.safetensors", "previous.safetensors", "best.safetensors"
-FILES = (CONFIG, METRICS, SUMMARY, MODEL, LAST, PREVIOUS, BEST, CURVES)
+FILES = (CONFIG, METRICS, SUMMARY, MODEL, LAST, PREVIOUS, BEST, CURVES, CONFUSION)
 LOCK = ".lock"
 
 

@@ -19,8 +19,9 @@ from ..training.fitting import Fitted, NonFiniteError, fit
 from ..training.running_statistics import recalibrate, statistics_gap
 from ..training.settings import Settings
 from . import interrupts, run_directory
+from .classes import class_figures
 from .config import Config, to_toml
-from .curves import curves
+from .curves import confusion_picture, curves
 from .interrupts import Interrupted
 from .predict import measure
 from .problem import Problem, kernels_in_use
@@ -64,8 +65,10 @@ def train(
         if ranks.rank:
             return directory, summary
         files.write(directory / run_directory.MODEL, problem.to_bytes(fitted))
-        files.write(directory / run_directory.SUMMARY, f"{_json(summary, indent=2)}\n")
+        files.write(directory / run_directory.SUMMARY, _summary_text(summary))
         files.write(directory / run_directory.CURVES, curves(fitted.history, summary))
+        if "confusion" in summary:
+            files.write(directory / run_directory.CONFUSION, confusion_picture(summary))
     return directory, summary
 
 
@@ -78,7 +81,7 @@ def _open(problem: Problem, held: ExitStack) -> tuple[Path, Fitted | None, str]:
     start, note = load_start(directory, problem) if config.resume else (None, "")
     files.write(directory / run_directory.CONFIG, to_toml(config))
     _write_metrics(directory, start.history if start else [])
-    return directory, start, note
+    return directory, start or problem.start, note
 
 
 def _fit(
@@ -129,12 +132,17 @@ def _fit(
 def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     dataset, config, net, ranks = problem.dataset, problem.config, problem.net, problem.ranks
     where: dict[str, Any] = {"backend": problem.backend, "communicator": ranks}
-    test = measure(net, fitted, (dataset.x_test, dataset.y_test), dataset.task, problem.target, **where)
+    rows = dataset.x_test, dataset.y_test
+    test = measure(net, fitted, rows, dataset.task, problem.target, **where)
+    classified = dataset.task == "classification"
+    classes = class_figures(net, fitted, rows, dataset.classes, problem.backend, ranks) if classified else {}
     some = problem.train[0][: Shares.of(ranks, len(problem.train[0])).head(10_000)]
     precise = recalibrate(net, fitted.params, fitted.state, some, batch_size=config.batch_size, **where)
     return {
         **{f"test_{name}": value for name, value in test.items()},
         "epochs": len(fitted.history),
+        "kept_epoch": fitted.kept_epoch,
+        "stopped_early": len(fitted.history) < config.epochs,
         "steps": fitted.history[-1]["step"],
         "seconds": fitted.history[-1]["seconds"],
         "running_statistics": statistics_gap(fitted.state, precise),
@@ -150,7 +158,18 @@ def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
         "reductions": ranks.reductions,
         "reduced_bytes": ranks.bytes,
         "version": __version__,
+        **classes,
     }
+
+
+def kept_words(summary: dict[str, Any], early_stopping: int | None) -> str:
+    """Which epoch's network was kept, and why."""
+    kept, epochs = summary["kept_epoch"], summary["epochs"]
+    if summary["stopped_early"]:
+        return f"stopped after epoch {epochs}: validation loss has not fallen since epoch {kept}, whose network is kept"
+    if early_stopping is None:
+        return f"the network of the last epoch, {kept}, is kept"
+    return f"the network of epoch {kept} of {epochs}, that with the lowest validation loss, is kept"
 
 
 def _write_metrics(directory: Path, history: list[dict[str, Any]]) -> None:
@@ -173,8 +192,19 @@ def _save_last_good(problem: Problem, directory: Path, last_good: Fitted) -> str
     return f"the network of epoch {len(last_good.history)} is in {path}"
 
 
-def _json(values: dict[str, Any], indent: int | None = None) -> str:
-    return json.dumps(values, indent=indent, allow_nan=False)
+def _json(values: Any) -> str:
+    return json.dumps(values, allow_nan=False)
+
+
+def _summary_text(summary: dict[str, Any]) -> str:
+    """The summary as JSON, with a line for each entry, each class and each row of counts."""
+    entries = {name: _json(value) for name, value in summary.items()}
+    if "classes" in summary:
+        figures = (f"    {_json(name)}: {_json(own)}" for name, own in summary["classes"].items())
+        entries["classes"] = "{\n" + ",\n".join(figures) + "\n  }"
+    if "confusion" in summary:
+        entries["confusion"] = "[\n" + ",\n".join(f"    {_json(row)}" for row in summary["confusion"]) + "\n  ]"
+    return "{\n" + ",\n".join(f"  {_json(name)}: {text}" for name, text in entries.items()) + "\n}\n"
 
 
 def _limit_blas_threads(problem: Problem) -> AbstractContextManager[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import html
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ import numpy as np
 
 from .. import data, trees
 from .._typing import Array, BackendName, LossName, OnNonfinite, Tree
-from ..arguments import function, instance
+from ..arguments import function, instance, quantity
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
 from ..functional import Loss
@@ -58,12 +59,30 @@ class Fitted:
     best: Fitted | None = None
     """The epoch with the lowest validation loss so far; None without validation rows."""
 
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, from 1, whose network this is: the last, after early stopping the best; 0 before the first."""
+        kept = self.best if self.best is not None and self.params is self.best.params else self
+        return len(kept.history)
+
     def __repr__(self) -> str:
         count = sum(leaf.size for leaf in map(as_numpy, trees.leaves(self.params)))
-        words = [f"{len(self.history)} epochs", f"{count:,} parameters"]
-        last = self.history[-1] if self.history else {}
-        words += [f"{name} {value:.4g}" for name, value in last.items() if name.endswith("_loss")]
+        epochs, kept = len(self.history), self.kept_epoch
+        words = [
+            quantity(epochs, "epoch"),
+            *([f"network of epoch {kept}"] if kept < epochs else []),
+            f"{count:,} parameters",
+        ]
+        row = self.history[kept - 1] if self.history else {}
+        words += [f"{name} {value:.4g}" for name, value in row.items() if name.endswith("_loss")]
         return f"Fitted({', '.join(words)})"
+
+    def _repr_html_(self) -> str:
+        """The history as a table, for notebooks."""
+        names = list(self.history[-1]) if self.history else []
+        rows = [names, *([_cell(row.get(name)) for name in names] for row in self.history)]
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        return f"<p>{html.escape(repr(self))}</p><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
 
 
 def fit(
@@ -109,7 +128,8 @@ def fit(
         NumPy float32 by default; a name is a backend in float32.
     start : Fitted, optional
         Go on from here instead of from new parameters, to the same bits as without the break, also from
-        the middle of an epoch; it is left as it is.
+        the middle of an epoch; it is left as it is. `Fitted(params, state, optimizer.init(params))` trains a
+        network further that was loaded, say: fine-tuning, with `optimizers.freeze` where layers are to stay.
     communicator : Communicator, optional
         The ranks that train together (`bnengine.parallel`), each with its own rows: those of all ranks, one
         after another, are the training rows. The result is the same on every rank, and that of one process
@@ -125,8 +145,8 @@ def fit(
     Returns
     -------
     Fitted
-        `.params`, `.state`, `.opt_state`, `.best` and `.history`, a dict for each epoch: epoch, step, seconds,
-        learning_rate, train_loss (mean over the epoch's batches), train_accuracy (in inference, over at
+        `.params`, `.state`, `.opt_state`, `.kept_epoch`, which epoch's they are, `.best` and `.history`, a dict for
+        each epoch: epoch, step, seconds, learning_rate, train_loss (mean over the epoch's batches), train_accuracy (in inference, over at
         most 10,000 training rows; train_r2 for "mse"), validation_loss, validation_accuracy.
 
     Raises
@@ -164,6 +184,8 @@ def fit(
     shares = Shares.of(ranks, len(x), how.sync_ranks)
     if shares.total < 2:
         raise ValueError(f"train: expected at least 2 rows, got {shares.total}")
+    if how.batch_size == 1 and any(layer.cancels_bias for _, layer in net.named()):
+        raise ValueError("batch_size: expected at least 2 rows to take batch statistics of, got 1")
     if how.early_stopping is not None and held is None:
         raise ValueError("early_stopping: expected validation rows to judge by, got none")
     if start is not None:
@@ -355,6 +377,11 @@ def _begin(
 def _copied(fitted: Fitted) -> Fitted:
     """A copy that later steps, which write into what they are given, leave alone."""
     return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+
+
+def _cell(value: Any) -> str:
+    """A metric in a table."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:

@@ -88,7 +88,8 @@ def recalibrate(
     shares = Shares.of(ranks, device_x.shape[0])
     if shares.total < 2:
         raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
-    batches = data.batches(shares.total, batch_size, np.random.default_rng(0))  # sorted rows would mislead
+    size = 2 if batch_size == 1 else batch_size  # of a network trained row by row, with other norms or none
+    batches = data.batches(shares.total, size, np.random.default_rng(0))  # sorted rows would mislead
     once = net.replace(BatchNorm, momentum=1.0).replace(Dropout, rate=0.0)  # the new state is the batch's own
     context = Context(True, None if ranks.size == 1 else ranks.sum)
 

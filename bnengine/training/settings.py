@@ -22,7 +22,8 @@ class Settings:
 
     epochs: int = 10
     batch_size: int = 128
-    """Rows left over make a smaller batch; one row left over joins the batch before it, since normalisation needs two."""
+    """Rows left over make a smaller batch; one row left over joins the batch before it, since normalisation needs two.
+    1 is for networks without batch statistics."""
     seed: int = 0
     """Of the initial parameters, the shuffles and what dropout draws."""
     early_stopping: int | None = None
@@ -40,7 +41,7 @@ class Settings:
     def __post_init__(self) -> None:
         for name, value, least in (
             ("epochs", self.epochs, 1),
-            ("batch_size", self.batch_size, 2),
+            ("batch_size", self.batch_size, 1),
             ("seed", self.seed, 0),
         ):
             integer(name, value, least)

@@ -119,7 +119,7 @@ def _kill_at(change: int, directory: str) -> None:
     left = [change]
 
     def watch(event: str, arguments: tuple[object, ...]) -> None:
-        if event not in ("open", "os.rename", "os.chmod", "os.remove", "os.mkdir"):
+        if event not in ("open", "os.rename", "os.link", "os.chmod", "os.remove", "os.mkdir"):
             return
         if event == "open" and not (isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return

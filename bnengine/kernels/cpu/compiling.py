@@ -61,7 +61,8 @@ class _Notice(event.Listener):  # type: ignore[misc]  # numba has no type inform
         ours = event.data["dispatcher"].py_func.__module__.startswith(__package__)
         if ours and not self.told:
             self.told = True
-            print("bnengine: compiling CPU kernels (once; cached)", file=sys.stderr, flush=True)  # noqa: T201
+            words = "once; cached" if event.data["dispatcher"].stats.cache_path else "again in each process: see warmup"
+            print(f"bnengine: compiling CPU kernels ({words})", file=sys.stderr, flush=True)  # noqa: T201
 
     def on_end(self, event: Any) -> None:
         pass
