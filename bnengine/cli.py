@@ -171,7 +171,10 @@ def _train_on(communicator: Communicator, config: Config) -> int:
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
     _warn_of(gap)
-    print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
+    if summary["test_loss"] is None:
+        print("no test rows: how good the network is can be told on other data, by bnengine evaluate RUN --data FILE")
+    else:
+        print(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     print(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
 

@@ -231,6 +231,53 @@ def test_npz_with_and_without_a_test_part(rng):
     assert dataset.x_test.shape == (10, 6)
 
 
+def test_npz_with_the_names_of_keras(rng):
+    x, y = rng.standard_normal((50, 3)), np.arange(50) % 2
+    np.savez("keras.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
+    dataset = data.load("keras.npz")
+    np.testing.assert_array_equal(dataset.x_train, x)
+    np.testing.assert_array_equal(dataset.x_test, x[:5])
+    np.savez("both.npz", x_train=x + 1, x=x, y=y)  # its own x is not taken for the other
+    np.testing.assert_array_equal(data.load("both.npz", test=0).x_train, x)
+
+
+def test_a_second_npz_file_is_the_test_part(rng):
+    x, y = rng.standard_normal((50, 3)), np.arange(50) % 2
+    np.savez("train.npz", x=x, y=y)
+    np.savez("test.npz", x_train=x[:7], y_train=y[:7])
+    dataset = data.load("train.npz", test_data="test.npz")
+    assert (len(dataset.y_train), len(dataset.y_test)) == (50, 7)
+    np.savez("train.npz", x=x, y=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match=r"test_data: train.npz has a test part of its own, x_test"):
+        data.load("train.npz", test_data="test.npz")
+    with pytest.raises(DataError, match=r"test_data: expected a .npz file as train.npz is, got nowhere.npz"):
+        data.load("train.npz", test_data="nowhere.npz")
+
+
+def test_all_rows_can_be_for_training():
+    for source in ("digits", write_csv("a,b,y\n" + rows_of(60, lambda i: i / 3 + 0.5))):
+        part, whole = data.load(source), data.load(source, test=0)
+        assert len(whole.y_train) == len(part.y_train) + len(part.y_test)
+        assert whole.x_test.shape == (0, whole.features)
+
+
+def test_a_second_csv_file_is_the_test_part():
+    path = write_csv("a,b,kind\n" + rows_of(40, lambda i: "cat" if i % 2 else "dog"))
+    Path("test.csv").write_text("kind,b,a,more\ncat,1,2,x\ndog,3,4,y\n")  # other order, one column more
+    dataset = data.load(path, test_data="test.csv")
+    assert len(dataset.y_train) == 40
+    np.testing.assert_array_equal(dataset.x_test, [[2, 1], [4, 3]])
+    np.testing.assert_array_equal(dataset.y_test, [0, 1])
+    for text, message in (
+        ("kind,a\ncat,1\n", "test.csv: no column b; its columns are kind, a"),
+        ("a,b\n1,2\n", "test.csv: no column 'kind'; its columns are a, b"),
+        ("a,b,kind\n1,2,cow\n", "test.csv, line 2: label 'cow' is none of the classes cat, dog"),
+    ):
+        Path("test.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            data.load(path, test_data="test.csv")
+
+
 def test_bad_npz_is_refused(rng):
     x, y = np.ones((6, 2)), np.arange(6) % 2
     holed = x.copy()
@@ -291,7 +338,9 @@ REFUSED = [
     ),
     (lambda: data.batches(4, 2.0, np.random.default_rng(0)), "in batches of at least 2, got 4 rows, size 2.0"),
     (lambda: data.batches(4, 2, 0), "rng: expected a NumPy random Generator, got 0"),
-    (lambda: data.load("digits", test=0), "test: expected a part between 0 and 1, got 0"),
+    (lambda: data.load("digits", test=1), "test: expected a part between 0 and 1, got 1"),
+    (lambda: data.load("digits", test=-0.1), "test: expected a part between 0 and 1, got -0.1"),
+    (lambda: data.load("digits", test_data="a.csv"), "test_data: only a CSV or npz file takes another of its kind"),
     (lambda: data.load("digits", seed=1.5), "seed: expected an int of at least 0, got 1.5"),
     (lambda: data.load("digits", task="clustering"), "task: expected 'auto', 'classification' or 'regression', got"),
 ]

@@ -23,6 +23,11 @@ def targets(path: Path, name: str, y: HostArray, rows: int) -> HostArray:
     return y.reshape(rows)
 
 
+def of_kind(y: HostArray, task: str, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
+    """Labels of other rows as numbers of these classes, or as values."""
+    return class_numbers(y, classes, where, lines) if task == "classification" else values(y, where)
+
+
 def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
     """Labels as numbers of these classes; a label that is none of them is refused, with its line where known."""
     found = _as_numbers(y)

@@ -153,11 +153,18 @@ def read_npz(path: Path) -> dict[str, HostArray]:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             _check_sizes(path, members)
-            return {member.filename.removesuffix(".npy"): _read_npy(path, archive, member) for member in members}
+            return _rename(
+                {member.filename.removesuffix(".npy"): _read_npy(path, archive, member) for member in members}
+            )
     except DataError:
         raise
     except Exception as error:  # whatever zipfile, zlib and NumPy's parser of headers make of damaged bytes
         raise DataError(f"{path}: cannot be read as npz: {str(error) or type(error).__name__}") from error
+
+
+def _rename(arrays: dict[str, HostArray]) -> dict[str, HostArray]:
+    """Keras' names, x_train and y_train, as x and y."""
+    return {name if (short := name.removesuffix("_train")) in arrays else short: a for name, a in arrays.items()}
 
 
 def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -207,7 +214,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def read_npy(directory: Path) -> dict[str, HostArray]:
     """The arrays of the .npy files in a directory by their names, left on the disk until they are used."""
-    return {path.stem: open_array(path) for path in sorted(directory.glob("*.npy"))}
+    return _rename({path.stem: open_array(path) for path in sorted(directory.glob("*.npy"))})
 
 
 def open_array(path: Path) -> HostArray:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .readers import HostArray
-from .sources import Source, open_source
+from .sources import Reading, Source, open_source
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,22 @@ class Dataset:
         return len(self.classes) if self.task == "classification" else 1
 
 
-def load(source: str, *, label: str | None = None, task: str = "auto", test: float = 0.2, seed: int = 0) -> Dataset:
+def load(
+    source: str,
+    *,
+    label: str | None = None,
+    task: str = "auto",
+    test: float = 0.2,
+    seed: int = 0,
+    test_data: str | None = None,
+) -> Dataset:
     """A data set by name or path.
 
     Parameters
     ----------
     source : str
-        "digits", "breast-cancer", "fashion-mnist", a file.npz (x, y and optionally x_test, y_test), a
+        "digits", "breast-cancer", "fashion-mnist", a file.npz (x, y and optionally x_test, y_test; x_train and
+        y_train are read as x and y), a
         directory with x.npy, y.npy and optionally x_test.npy, y_test.npy, a file.csv with a header, or a
         directory with the four IDX files of the MNIST family.
     label : str, optional
@@ -55,9 +64,11 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     task : {"auto", "classification", "regression"}
         "auto": labels that are text, or whole numbers with at most 50 different values, are classes.
     test : float
-        Part of the rows held out for testing, stratified by class, where the source has no test part.
+        Part of the rows held out for testing, stratified by class, where the source has no test part; 0: none.
     seed : int
         Of that choice.
+    test_data : str, optional
+        A second CSV or npz file, of the same columns and classes, as the test part.
 
     Raises
     ------
@@ -71,7 +82,7 @@ def load(source: str, *, label: str | None = None, task: str = "auto", test: flo
     >>> digits.x_train.shape, digits.x_test.shape, digits.task, len(digits.classes)
     ((1437, 64), (360, 64), 'classification', 10)
     """
-    return read_dataset(open_source(source, label=label, task=task, test=test, seed=seed))
+    return read_dataset(open_source(source, Reading(label, task, test, seed, test_data)))
 
 
 def read_dataset(source: Source, rank: int = 0, size: int = 1) -> Dataset:

@@ -30,6 +30,26 @@ FASHION_MNIST = (
 FASHION_MNIST_DIRECTORY = "/usr/share/datasets/fashion-mnist"
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a person may ask of a source: which part is for what."""
+
+    label: str | None = None
+    task: str = "auto"
+    test: float = 0.2
+    seed: int = 0
+    test_data: str | None = None
+
+    def __post_init__(self) -> None:
+        one_of("task", self.task, ("auto", "classification", "regression"))
+        check_part("test", self.test, least=0)
+        integer("seed", self.seed, 0)
+        for name in ("label", "test_data"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not str or not value):
+                raise DataError(f"{name}: expected text, got {shown(value)}")
+
+
 class Arrays(NamedTuple):
     """Samples in rows, perhaps on the disk, and class numbers or values."""
 
@@ -77,42 +97,67 @@ class Source:
         return replace(self, rows={**self.rows, "train": train, "validation": held})
 
 
-def open_source(source: str, *, label: str | None, task: str, test: float, seed: int) -> Source:
+def open_source(source: str, asked: Reading) -> Source:
     """What `load` reads, as it lies there."""
     if type(source) is not str or not source:
         raise DataError(f"data: expected a name or a path, got {shown(source)}")
-    one_of("task", task, ("auto", "classification", "regression"))
-    check_part("test", test)
-    integer("seed", seed, 0)
-    if label is not None and (type(label) is not str or not source.endswith(".csv")):
+    if asked.label is not None and not source.endswith(".csv"):
         raise DataError(f"label: only a CSV file has a label column to choose, and data is {source}")
-    if task == "regression" and (source in NAMED or (Path(source).is_dir() and not Path(source, "x.npy").exists())):
+    if asked.test_data is not None and not source.endswith((".csv", ".npz")):
+        raise DataError(
+            f"test_data: only a CSV or npz file takes another of its kind for testing, and data is {source}"
+        )
+    if asked.task == "regression" and (
+        source in NAMED or (Path(source).is_dir() and not Path(source, "x.npy").exists())
+    ):
         raise DataError(f"task: {source} has classes to tell apart and no values to predict")
     if source in ("digits", "breast-cancer"):
-        return _open_scikit_learn(source, test, seed)
+        return _open_scikit_learn(source, asked)
     if source == "fashion-mnist":
         return _open_fashion_mnist()
-    return _open_path(Path(source), label, task, test, seed)
+    return _open_path(Path(source), asked)
 
 
-def _open_path(path: Path, label: str | None, task: str, test: float, seed: int) -> Source:
+def _open_path(path: Path, asked: Reading) -> Source:
     if not path.exists():
         raise DataError(f"data: no file or directory {path}; the data sets by name are {', '.join(NAMED)}")
     if (path / "x.npy").exists():
-        return _open_arrays(path, read_npy(path), task, test, seed)
+        return _open_arrays(path, read_npy(path), asked)
     if path.is_dir():
         return _open_idx(path, path.name)
     if not path.is_file():  # a pipe would be waited for, a device be read for ever
         raise DataError(f"data: expected a regular file or a directory, {path} is neither")
     if path.suffix == ".npz":
-        return _open_arrays(path, read_npz(path), task, test, seed)
+        return _open_arrays(path, read_npz(path), asked)
     if path.suffix == ".csv":
-        table = read_csv(path, label=label)
-        if task == "auto":
-            labels.refuse_strays(path, table)
-        found = _split(path, table.x, table.y, task, test, seed)
-        return replace(found, columns=tuple(table.columns), label=table.label)
+        return _open_table(path, asked)
     raise DataError(f"data: expected .npz, .csv or a directory of .npy or IDX files, got {path}")
+
+
+def _open_table(path: Path, asked: Reading) -> Source:
+    table = read_csv(path, label=asked.label)
+    if asked.task == "auto":
+        labels.refuse_strays(path, table)
+    found = _split(path, table.x, table.y, asked)
+    found = replace(found, columns=tuple(table.columns), label=table.label)
+    if asked.test_data is None:
+        return found
+    other = _test_file(path, asked.test_data)
+    held = read_csv(other, label=table.label, columns=table.columns)
+    return _with_test(found, held.x, labels.of_kind(held.y, found.task, found.classes, str(other), held.lines))
+
+
+def _with_test(source: Source, x: HostArray, y: HostArray) -> Source:
+    """The source with a test part of its own beside the training rows."""
+    rows = {**source.rows, "test": np.arange(len(y))}
+    return replace(source, arrays=source.arrays._replace(x_test=x, y_test=y), rows=rows)
+
+
+def _test_file(path: Path, test_data: str) -> Path:
+    other = Path(test_data)
+    if other.suffix != path.suffix or not other.is_file():
+        raise DataError(f"test_data: expected a {path.suffix} file as {path} is, got {test_data}")
+    return other
 
 
 def as_features(path: Path, name: str, x: HostArray) -> HostArray:
@@ -135,13 +180,13 @@ def _flatten(name: str, x: HostArray, numbers: HostArray | None = None) -> HostA
     return x
 
 
-def _open_scikit_learn(name: str, test: float, seed: int) -> Source:
+def _open_scikit_learn(name: str, asked: Reading) -> Source:
     try:
         from sklearn import datasets
     except ImportError as error:
         raise ImportError(f"data: {name} comes with scikit-learn; install the extra train") from error
     bunch = datasets.load_digits() if name == "digits" else datasets.load_breast_cancer()
-    found = _split(Path(name), bunch.data, bunch.target, "classification", test, seed)
+    found = _split(Path(name), bunch.data, bunch.target, replace(asked, task="classification"))
     return replace(found, classes=tuple(map(str, bunch.target_names)))
 
 
@@ -176,8 +221,14 @@ def _open_idx(directory: Path, name: str, digests: dict[str, str] | None = None)
     return Source(str(directory), name, "classification", arrays, rows, classes, divisor=255)
 
 
-def _open_arrays(path: Path, arrays: dict[str, HostArray], task: str, test: float, seed: int) -> Source:
+def _open_arrays(path: Path, arrays: dict[str, HostArray], asked: Reading) -> Source:
     """Of the arrays x and y, and x_test and y_test or a part that is held out, of a file or directory."""
+    if asked.test_data is not None:
+        other = _test_file(path, asked.test_data)
+        if "x_test" in arrays:
+            raise DataError(f"test_data: {path} has a test part of its own, x_test")
+        held = read_npz(other)
+        arrays = {**arrays, **{f"{name}_test": held[name] for name in ("x", "y") if name in held}}
     missing = {"x", "y"} - set(arrays)
     if missing or ("x_test" in arrays) != ("y_test" in arrays):
         raise DataError(
@@ -186,17 +237,22 @@ def _open_arrays(path: Path, arrays: dict[str, HostArray], task: str, test: floa
     x = _check_features(path, "x", arrays["x"])
     y = labels.targets(path, "y", arrays["y"], len(x))
     if "x_test" not in arrays:
-        return _split(path, x, y, task, test, seed)
+        return _split(path, x, y, asked)
     x_test = _check_features(path, "x_test", arrays["x_test"])
     y_test = labels.targets(path, "y_test", arrays["y_test"], len(x_test))
     if math.prod(x_test.shape[1:]) != math.prod(x.shape[1:]):
         raise DataError(f"{path}: x has {math.prod(x.shape[1:])} features but x_test has {math.prod(x_test.shape[1:])}")
-    task, classes, both = labels.find_task(np.concatenate([y, y_test]), task)
+    task, classes, both = labels.find_task(np.concatenate([y, y_test]), asked.task)
     rows = {"train": np.arange(len(y)), "test": np.arange(len(y_test))}
     return Source(str(path), path.stem, task, Arrays(x, both[: len(y)], x_test, both[len(y) :]), rows, classes)
 
 
-def _split(path: Path, x: HostArray, y: HostArray, task: str, test: float, seed: int) -> Source:
-    task, classes, y = labels.find_task(y, task)
-    train, held, *_ = hold_out(np.arange(len(y)), y, test, seed=seed, stratify=task == "classification")
+def _split(path: Path, x: HostArray, y: HostArray, asked: Reading) -> Source:
+    """Rows for training and for testing; all for training where none are to be held out."""
+    task, classes, y = labels.find_task(y, asked.task)
+    train, held = np.arange(len(y)), np.arange(0)
+    if asked.test > 0 and asked.test_data is None:
+        train, held, *_ = hold_out(train, y, asked.test, seed=asked.seed, stratify=task == "classification")
+    elif len(y) < 2:
+        raise DataError(f"{path}: 1 row is too few to train on, expected at least 2")
     return Source(str(path), path.stem, task, Arrays(x, y, x, y), {"train": train, "test": held}, classes)

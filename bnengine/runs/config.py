@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
 from dataclasses import dataclass
 from typing import Any
 
 from .. import backends, layers, optimizers, parallel
 from ..arguments import ConfigError
+from ..data.sources import Reading
 from ..functional import ACTIVATIONS
 from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option
 
@@ -33,8 +34,11 @@ class Config(Options):
     )
     test: float = option(
         0.2,
-        "part of the rows held out for testing, where the data has no test part",
-        within=Range(PART, math.ulp(0.0), 1),
+        "part of the rows held out for testing, where the data has no test part; 0: train on all of them",
+        within=Range(PART, 0, 1),
+    )
+    test_data: str | None = option(
+        None, "a second CSV or npz file, of the same columns and classes, to test on; then no row of --data is held out"
     )
     validation: float = option(
         0.1, "part of the training rows held out for validation; 0: none", within=Range(PART, 0, 1)
@@ -104,6 +108,10 @@ class Config(Options):
             raise ConfigError("resume: excludes --overwrite")
         if self.resume and self.out is None:
             raise ConfigError("resume: name the run with --out")
+
+    def reading(self) -> Reading:
+        """How the data is read."""
+        return Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
 
     def kept(self) -> dict[str, Any]:
         """What the run is, without what is not set and where it goes."""

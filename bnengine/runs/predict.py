@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,7 +18,7 @@ from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
 from ..data import labels, readers, sets
 from ..data.readers import DataError, HostArray
-from ..data.sources import as_features
+from ..data.sources import as_features, open_source
 from ..networks import Sequential
 from ..training.evaluation import evaluate, predict
 from ..training.fitting import Fitted
@@ -49,10 +50,12 @@ def evaluate_run(
     config, loaded, place = _load_run(run, backend, device)
     task, target = loaded.metadata["task"], (loaded.metadata["target_mean"], loaded.metadata["target_std"])
     if source is None:
-        dataset = sets.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
+        dataset = sets.read_dataset(open_source(config.data, replace(config.reading(), task=task)))
         for names in ("classes", "columns"):
             if list(getattr(dataset, names)) != loaded.metadata[names]:
                 raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
+        if not len(dataset.y_test):
+            raise ConfigError(f"data: the run was trained on all rows of {config.data}; name other rows with --data")
         x, y, name = dataset.x_test, dataset.y_test, f"{dataset.name}, test part"
     else:
         x, y = _read_labelled(source, label, loaded)
@@ -161,7 +164,7 @@ def _read_labelled(source: str, label: str | None, loaded: Loaded) -> tuple[Host
     else:
         dataset = sets.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, labels.class_numbers(y, classes, source, lines) if task == "classification" else labels.values(y, source)
+    return x, labels.of_kind(y, task, classes, source, lines)
 
 
 def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:

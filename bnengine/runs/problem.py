@@ -47,8 +47,7 @@ class Problem:
     @classmethod
     def of(cls, config: Config, ranks: Communicator) -> Problem:
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
-        options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
-        dataset, validation, target = shards.load(config.data, ranks, **options)
+        dataset, validation, target = shards.load(config.data, ranks, config.reading(), validation=config.validation)
         lengths = len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)
         counts = ranks.sum(np.asarray(lengths)).tolist()
         if config.dtype == "float32":
@@ -97,9 +96,10 @@ class Problem:
         """What is about to be trained, for a person."""
         train, held, test = self.counts
         rows = f"{train} training" + (f", {held} validation" if held else "")
+        rows += f", {test} test rows" if test else " rows, none for testing"
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
         return (
-            f"{self.dataset.name}: {rows}, {test} test rows, {self.dataset.features} features, "
+            f"{self.dataset.name}: {rows}, {self.dataset.features} features, "
             f"{task}\n{self.net.summary()}\n{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {kernels_in_use(self.backend)}"
             f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"

@@ -129,7 +129,9 @@ def _fit(
 def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     dataset, config, net, ranks = problem.dataset, problem.config, problem.net, problem.ranks
     where: dict[str, Any] = {"backend": problem.backend, "communicator": ranks}
-    test = measure(net, fitted, (dataset.x_test, dataset.y_test), dataset.task, problem.target, **where)
+    test: dict[str, Any] = {"loss": None, "accuracy" if dataset.task == "classification" else "r2": None}
+    if problem.counts[2]:
+        test = measure(net, fitted, (dataset.x_test, dataset.y_test), dataset.task, problem.target, **where)
     some = problem.train[0][: Shares.of(ranks, len(problem.train[0])).head(10_000)]
     precise = recalibrate(net, fitted.params, fitted.state, some, batch_size=config.batch_size, **where)
     return {
