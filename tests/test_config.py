@@ -30,7 +30,9 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(m
 def test_every_option_can_stand_in_a_file():
     config = resolve(
         {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
+        | {"test_data": "b.csv", "delimiter": ";", "drop": 'id,"a,b",-1'}
     )
+    assert config.drop == ("id", "a,b", "-1")
     text = to_toml(config)
     own = {"out", "resume", "overwrite", "distributed", "timeout"}  # where a run goes, not what it is
     assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(fields(Config)) - own
@@ -63,7 +65,7 @@ REFUSED = [
     ("learning_rate = nan", "learning_rate: expected a positive number, got nan"),
     ("clip = -1", "clip: expected a positive number, got -1.0"),
     ("weight_decay = -1", "weight_decay: expected a number of at least 0, got -1.0"),
-    ("test = 0", "test: expected a part between 0 and 1, got 0.0"),
+    ("test = 1", "test: expected a part between 0 and 1, got 1.0"),
     ("validation = 1", "validation: expected a part between 0 and 1, got 1.0"),
     ("validation = 0\nearly_stopping = 2", "early_stopping: needs validation rows"),
     ("seed = -1", "seed: expected at least 0, got -1"),

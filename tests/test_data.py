@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bnengine import data
-from bnengine.data import DataError, labels, readers, sets, sources
+from bnengine.data import DataError, labels, sets, sources
+from bnengine.data.tables import Wanted, read_table
 
 
 def write_idx(path, array):
@@ -155,9 +156,11 @@ def test_csv_with_quotes_and_byte_order_mark():
 
 
 BAD_CSV = [
-    ("a,y\n1,x\n,x\n", r"data.csv, line 3, column a: missing value; fill it or leave the row out"),
-    ("a,y\n1,x\nNA,x\n", "data.csv, line 3, column a: expected a number, got 'NA'"),
-    ("a,y\n1,x\nnan,x\n", "data.csv, line 3, column a: expected a finite number, got 'nan'"),
+    ("a,y\n1,x\n,x\n", "line 3, column a: missing value; fill it or leave the row out, or --missing impute"),
+    ("a,y\n1,x\nNA,x\n", "data.csv, line 3, column a: missing value 'NA'; fill it"),
+    ("a,y\n1,x\nnan,x\n", "data.csv, line 3, column a: missing value 'nan'; fill it"),
+    ("a,y\n1,x\n-inf,x\n", "data.csv, line 3, column a: expected a finite number, got '-inf'"),
+    ("a,b,y\n1,2,x\n2, two,x\n", "line 3, column b: expected a number, got 'two'; --text onehot takes columns of text"),
     ("a,y\n1,x\n2, \n", "data.csv, line 3, column y: missing label"),
     ("a,y\n1,x\n2\n", "data.csv, line 3: expected 2 columns, got 1"),
     ("a,a\n1,x\n", "a header with a different name for each column"),
@@ -165,7 +168,7 @@ BAD_CSV = [
     ("a,y\n", "expected rows below the header, got none"),
     ("", "expected a header in the first line, got an empty file"),
     ("-1.63,-0.75,cat\n1,2,dog\n", "expected a header in the first line, got numbers: -1.63, -0.75"),
-    ("a;b;y\n1;2;x\n", "expected columns separated by commas, but ';' separates them"),
+    ("a|b|y\n1|2|x\n", r"expected columns separated by ',', but '\|' separates them: --delimiter"),
     ('a,y\n1,"x\n2,z\n', "cannot be read as CSV: unexpected end of data"),
     ("y\nx\n", "expected a label and at least one feature column"),
     ("a,y\n1,x\n2,x\n3,x\n4,x\n5,x\n6,x\n", "expected at least 2 classes, got only 'x'"),
@@ -186,7 +189,9 @@ def test_other_csv_refusals():
     with pytest.raises(DataError, match="no column '7'"):
         data.load(path, label="7")
     Path("data.csv").write_bytes(b"a,b\n\xff\xfe,2\n")
-    with pytest.raises(DataError, match="cannot be read as CSV"):
+    with pytest.raises(
+        DataError, match=r"data.csv, line 2, character 1: the byte ff is no UTF-8 text; save the file as"
+    ):
         data.load(path)
     with pytest.raises(DataError, match="task: regression needs finite numbers as targets, got 'x' in row 1"):
         data.load(write_csv("a,y\n" + "1,x\n2,z\n" * 9), task="regression")
@@ -310,9 +315,12 @@ def test_other_sources_are_refused():
     with pytest.raises(DataError, match="no file or directory mnist; the data sets by name are digits, breast-cancer"):
         data.load("mnist")
     Path("data.parquet").write_text("")
-    with pytest.raises(DataError, match=r"expected .npz, .csv or a directory of .npy or IDX files, got data.parquet"):
+    with pytest.raises(
+        DataError,
+        match=r"expected .npz, .csv, .tsv, .gz of these, or a directory of .npy or IDX files, got data.parquet",
+    ):
         data.load("data.parquet")
-    with pytest.raises(DataError, match="label: only a CSV file has a label column to choose, and data is digits"):
+    with pytest.raises(DataError, match="label: only a CSV or TSV file has columns to choose, and data is digits"):
         data.load("digits", label="y")
 
 
@@ -368,7 +376,7 @@ def test_whole_numbers_are_classes_as_far_as_float64_holds_them():
 
 def test_a_missing_column_is_named():
     with pytest.raises(DataError, match="no column c, d; its columns are a, b"):
-        readers.read_csv(Path(write_csv("a,b\n1,2\n")), columns=["c", "a", "d"], labelled=False)
+        read_table(Path(write_csv("a,b\n1,2\n")), Wanted(columns=["c", "a", "d"], labelled=False))
 
 
 def test_labels_as_numbers_of_known_classes():

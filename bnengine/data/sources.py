@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,8 +13,11 @@ import numpy as np
 
 from ..arguments import integer, one_of, refuse_nonfinite, shown
 from . import labels
-from .readers import DataError, HostArray, idx_digest, read_csv, read_idx, read_npy, read_npz
+from .encoding import PLAIN, Encoding
+from .inputs import STANDARD_INPUT, Watch
+from .readers import DataError, HostArray, idx_digest, read_idx, read_npy, read_npz
 from .splits import check_part, hold_out
+from .tables import Table, Wanted, is_table, read_table
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""
@@ -30,24 +34,51 @@ FASHION_MNIST = (
 FASHION_MNIST_DIRECTORY = "/usr/share/datasets/fashion-mnist"
 
 
+def as_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
+    """Names of columns; one text is no sequence of them."""
+    if isinstance(value, str) or not all(type(column) is str for column in value):
+        raise DataError(f"{name}: expected a sequence of names of columns, got {shown(value)}")
+    return tuple(value)
+
+
 @dataclass(frozen=True)
 class Reading:
-    """What a person may ask of a source: which part is for what."""
+    """What a person may ask of a source: which part is for what, and what is taken of a table."""
 
     label: str | None = None
     task: str = "auto"
     test: float = 0.2
     seed: int = 0
     test_data: str | None = None
+    features: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    delimiter: str | None = None
+    missing: str = "refuse"
+    text: str = "refuse"
+    watch: Watch | None = None
 
     def __post_init__(self) -> None:
         one_of("task", self.task, ("auto", "classification", "regression"))
         check_part("test", self.test, least=0)
         integer("seed", self.seed, 0)
-        for name in ("label", "test_data"):
+        one_of("missing", self.missing, ("refuse", "impute"))
+        one_of("text", self.text, ("refuse", "onehot"))
+        for name in ("label", "test_data", "delimiter"):
             value = getattr(self, name)
             if value is not None and (type(value) is not str or not value):
                 raise DataError(f"{name}: expected text, got {shown(value)}")
+
+    def refuse_columns(self, source: str) -> None:
+        """Refuse what is asked of the columns of a table where the source is none."""
+        for name in ("label", "features", "drop", "delimiter", "missing", "text"):
+            if getattr(self, name) != getattr(Reading, name):
+                raise DataError(f"{name}: only a CSV or TSV file has columns to choose, and data is {source}")
+
+    @property
+    def wanted(self) -> Wanted:
+        """What is taken from a table."""
+        chosen = {name: getattr(self, name) for name in ("label", "features", "drop", "delimiter", "watch")}
+        return Wanted(**chosen, impute=self.missing == "impute", one_hot=self.text == "onehot")
 
 
 class Arrays(NamedTuple):
@@ -77,6 +108,14 @@ class Source:
     """Of the features: 255 for pixels."""
     target: tuple[float, float] = (0.0, 1.0)
     """What has been subtracted from the training targets, and what they were divided by."""
+    encoding: Encoding = PLAIN
+    """How the columns of a table became `columns`."""
+    span: tuple[float, float] | None = None
+    """Least and largest value of a regression."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the source was read: a line each."""
+    warnings: tuple[str, ...] = ()
+    """What may be wrong with it."""
 
     def read(self, part: str, rank: int = 0, size: int = 1) -> tuple[HostArray, HostArray]:
         """(x, y) of a part, or of one rank's share of it, in memory: x in rows of finite floating numbers."""
@@ -99,11 +138,18 @@ class Source:
 
 def open_source(source: str, asked: Reading) -> Source:
     """What `load` reads, as it lies there."""
+    found = _open(source, asked)
+    y = found.arrays.y
+    return replace(found, span=(float(y.min()), float(y.max()))) if found.task == "regression" else found
+
+
+def _open(source: str, asked: Reading) -> Source:
     if type(source) is not str or not source:
         raise DataError(f"data: expected a name or a path, got {shown(source)}")
-    if asked.label is not None and not source.endswith(".csv"):
-        raise DataError(f"label: only a CSV file has a label column to choose, and data is {source}")
-    if asked.test_data is not None and not source.endswith((".csv", ".npz")):
+    if is_table(source):
+        return _open_table(Path(source), asked)
+    asked.refuse_columns(source)
+    if asked.test_data is not None and not source.endswith(".npz"):
         raise DataError(
             f"test_data: only a CSV or npz file takes another of its kind for testing, and data is {source}"
         )
@@ -119,32 +165,89 @@ def open_source(source: str, asked: Reading) -> Source:
 
 
 def _open_path(path: Path, asked: Reading) -> Source:
-    if not path.exists():
-        raise DataError(f"data: no file or directory {path}; the data sets by name are {', '.join(NAMED)}")
+    check_exists(path)
     if (path / "x.npy").exists():
         return _open_arrays(path, read_npy(path), asked)
     if path.is_dir():
         return _open_idx(path, path.name)
-    if not path.is_file():  # a pipe would be waited for, a device be read for ever
-        raise DataError(f"data: expected a regular file or a directory, {path} is neither")
     if path.suffix == ".npz":
+        check_regular(path)
         return _open_arrays(path, read_npz(path), asked)
-    if path.suffix == ".csv":
-        return _open_table(path, asked)
-    raise DataError(f"data: expected .npz, .csv or a directory of .npy or IDX files, got {path}")
+    raise DataError(f"data: expected .npz, .csv, .tsv, .gz of these, or a directory of .npy or IDX files, got {path}")
+
+
+def check_exists(path: Path) -> None:
+    """Refuse a path where nothing is."""
+    if not path.exists():
+        raise DataError(f"data: no file or directory {path}; the data sets by name are {', '.join(NAMED)}")
+
+
+def check_regular(path: Path) -> None:
+    """Refuse a pipe, which would be waited for, and a device, which would be read for ever."""
+    check_exists(path)
+    if not path.is_file():
+        words = "" if path.is_dir() else "; standard input is read by --data -"
+        raise DataError(f"data: expected a regular file or a directory, {path} is neither{words}")
 
 
 def _open_table(path: Path, asked: Reading) -> Source:
-    table = read_csv(path, label=asked.label)
+    """Of a CSV or TSV file, or of standard input."""
+    where = "standard input" if str(path) == STANDARD_INPUT else str(path)
+    if str(path) != STANDARD_INPUT:
+        check_regular(path)
+    table = read_table(path, asked.wanted)
     if asked.task == "auto":
-        labels.refuse_strays(path, table)
-    found = _split(path, table.x, table.y, asked)
-    found = replace(found, columns=tuple(table.columns), label=table.label)
-    if asked.test_data is None:
-        return found
-    other = _test_file(path, asked.test_data)
-    held = read_csv(other, label=table.label, columns=table.columns)
-    return _with_test(found, held.x, labels.of_kind(held.y, found.task, found.classes, str(other), held.lines))
+        labels.refuse_strays(Path(where), table)
+    found = _split(Path(where), table.x, table.y, asked)
+    encoding = Encoding.learn(where, table, found.rows["train"], impute=asked.missing == "impute")
+    x = encoding.apply(table)
+    doubts = [
+        *_column_doubts(table),
+        *labels.doubts(table.label or "", found.arrays.y, found.task, found.classes, asked=asked.task),
+    ]
+    found = replace(
+        found,
+        name=table_name(path),
+        arrays=found.arrays._replace(x=x, x_test=x),
+        columns=encoding.features or tuple(table.columns),
+        label=table.label,
+        encoding=encoding,
+        notes=(*_separator(where, table, asked), *encoding.remarks(where, table)),
+        warnings=tuple(f"{where}: {doubt}" for doubt in doubts),
+    )
+    return found if asked.test_data is None else _with_test_table(found, table, asked)
+
+
+def _with_test_table(source: Source, table: Table, asked: Reading) -> Source:
+    other = _test_file(Path(source.where), asked.test_data or "")
+    one_hot = source.encoding.text_columns
+    wanted = replace(asked.wanted, label=table.label, columns=table.columns, features=(), drop=(), one_hot=one_hot)
+    held = read_table(other, wanted)
+    y = labels.of_kind(held.y, source.task, source.classes, str(other), held.lines)
+    notes = *source.notes, *source.encoding.remarks(str(other), held)
+    return _with_test(replace(source, notes=notes), source.encoding.apply(held), y)
+
+
+def table_name(path: Path) -> str:
+    """What a run of this table is called."""
+    return "stdin" if str(path) == STANDARD_INPUT else Path(path.stem).stem if path.suffix == ".gz" else path.stem
+
+
+def _separator(where: str, table: Table, asked: Reading) -> Iterator[str]:
+    if asked.delimiter is None and table.delimiter != "," and not where.lower().removesuffix(".gz").endswith(".tsv"):
+        yield f"{where}: columns separated by {table.delimiter!r}"
+
+
+def _column_doubts(table: Table) -> Iterator[str]:
+    """Columns that may be no features: without a name, or the first where it counts the rows."""
+    first = table.columns[0] == table.header[0]
+    counted = np.arange(len(table.x))
+    counts = first and table.columns[0] not in table.texts and len(counted) > 2
+    if "" in table.columns:
+        position = table.header.index("")
+        yield f"column {position} has no name, as the index of a data frame has none: --drop {position} leaves it out"
+    elif counts and (np.array_equal(table.x[:, 0], counted) or np.array_equal(table.x[:, 0], counted + 1)):
+        yield f"the first column, {table.columns[0]}, counts the rows, as an index does: --drop 0 leaves it out"
 
 
 def _with_test(source: Source, x: HostArray, y: HostArray) -> Source:
@@ -155,7 +258,7 @@ def _with_test(source: Source, x: HostArray, y: HostArray) -> Source:
 
 def _test_file(path: Path, test_data: str) -> Path:
     other = Path(test_data)
-    if other.suffix != path.suffix or not other.is_file():
+    if not other.is_file() or not (other.suffix == path.suffix or (is_table(path.name) and is_table(other.name))):
         raise DataError(f"test_data: expected a {path.suffix} file as {path} is, got {test_data}")
     return other
 

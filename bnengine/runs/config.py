@@ -22,10 +22,32 @@ class Config(Options):
 
     COMMAND = "train"
 
-    data: str = option("digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files")
+    data: str = option(
+        "digits",
+        "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv, FILE.tsv (also .gz), - for a CSV by standard input, "
+        "or a directory of IDX files",
+    )
     label: str | None = option(
         None,
         "column of a CSV file to predict, by name or position (0 is the first, -1 the last); the last where not given",
+    )
+    features: tuple[str, ...] = option(
+        (), "columns of a CSV file to learn from, by name or position; all but the label where not given"
+    )
+    drop: tuple[str, ...] = option((), "columns of a CSV file to leave out, by name or position")
+    delimiter: str | None = option(
+        None,
+        "what separates the columns of a CSV file: a character, or comma, semicolon, tab, space; "
+        "where not given, what its first lines show",
+    )
+    missing: str = option(
+        "refuse",
+        "missing values of a CSV file (empty, NA, N/A, nan, null, None, ?); impute: the median of the training rows, and "
+        "a feature that says where",
+        ("refuse", "impute"),
+    )
+    text: str = option(
+        "refuse", "columns of text of a CSV file; onehot: a feature for each different text", ("refuse", "onehot")
     )
     task: str = option(
         "auto",
@@ -111,12 +133,14 @@ class Config(Options):
 
     def reading(self) -> Reading:
         """How the data is read."""
-        return Reading(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Reading)})
+        names = {field.name for field in dataclasses.fields(Reading)} & set(fields(Config))
+        return Reading(**{name: getattr(self, name) for name in names})
 
     def kept(self) -> dict[str, Any]:
         """What the run is, without what is not set and where it goes."""
         kept = {name: getattr(self, name) for name, field in fields(Config).items() if field.compare}
-        return {name: value for name, value in kept.items() if value is not None} | {"hidden": list(self.hidden)}
+        kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+        return {name: value for name, value in kept.items() if value is not None}
 
     def changed(self, now: Config) -> str | None:
         """The first option in which a run that goes on differs; more epochs of a constant schedule are no change."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
 from ..data import shards
+from ..data.inputs import Watch
 from ..data.readers import DataError, HostArray
 from ..data.sets import Dataset, fingerprint
 from ..networks import Sequential, mlp
@@ -45,9 +46,10 @@ class Problem:
     """Batches, of all epochs, in which a group of ranks has fewer than the two rows that statistics take."""
 
     @classmethod
-    def of(cls, config: Config, ranks: Communicator) -> Problem:
+    def of(cls, config: Config, ranks: Communicator, watch: Watch | None = None) -> Problem:
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
-        dataset, validation, target = shards.load(config.data, ranks, config.reading(), validation=config.validation)
+        asked = replace(config.reading(), watch=watch)
+        dataset, validation, target = shards.load(config.data, ranks, asked, validation=config.validation)
         lengths = len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)
         counts = ranks.sum(np.asarray(lengths)).tolist()
         if config.dtype == "float32":
@@ -75,6 +77,7 @@ class Problem:
             "classes": self.dataset.classes,
             "columns": self.dataset.columns,
             "label": self.dataset.label,
+            "encoding": self.dataset.encoding.to_metadata(),
             "features": self.dataset.features,
             "target_mean": self.target[0],
             "target_std": self.target[1],
@@ -98,7 +101,8 @@ class Problem:
         rows = f"{train} training" + (f", {held} validation" if held else "")
         rows += f", {test} test rows" if test else " rows, none for testing"
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
-        return (
+        read = "".join(f"{line}\n" for line in (*self.dataset.notes, f"predicting {self.dataset.predicts}"))
+        return read + (
             f"{self.dataset.name}: {rows}, {self.dataset.features} features, "
             f"{task}\n{self.net.summary()}\n{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {kernels_in_use(self.backend)}"

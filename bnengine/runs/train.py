@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, files
+from ..data.inputs import Watch
 from ..parallel import Alone, Communicator, Shares
 from ..training.fitting import Fitted, NonFiniteError, fit
 from ..training.running_statistics import recalibrate, statistics_gap
@@ -38,6 +39,8 @@ def train(
     *,
     communicator: Communicator | None = None,
     on_start: Callable[[str], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+    on_read: Watch | None = None,
     on_epoch: EpochCallback | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
@@ -54,7 +57,10 @@ def train(
     """
     ranks = communicator or Alone()
     ranks.agree({**dataclasses.asdict(config), "version": __version__, "numpy": np.__version__})
-    problem = Problem.of(config, ranks)
+    problem = Problem.of(config, ranks, on_read)
+    if on_warning is not None:
+        for line in problem.dataset.warnings:
+            on_warning(line)
     with ExitStack() as held:
         directory, start, note = ranks.once(lambda: _open(problem, held))
         if on_start is not None:
