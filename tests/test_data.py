@@ -9,7 +9,8 @@ import pytest
 
 from bnengine import data
 from bnengine.data import DataError, labels, sets, sources
-from bnengine.data.tables import Wanted, read_table
+from bnengine.data.layout import Wanted
+from bnengine.data.tables import read_table
 
 
 def write_idx(path, array):

@@ -16,8 +16,9 @@ import pytest
 
 from bnengine import data
 from bnengine.data import labels, readers
+from bnengine.data.layout import Wanted
 from bnengine.data.readers import DataError, read_idx, read_npz
-from bnengine.data.tables import Wanted, read_table
+from bnengine.data.tables import read_table
 
 TERABYTES = 2**43
 

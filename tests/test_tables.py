@@ -10,13 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from libraries import need
 
 import bnengine as bn
 from bnengine import checkpoints, data
 from bnengine.cli import main
-from bnengine.data import DataError, inputs, tables
+from bnengine.data import DataError, careful, fast, inputs, tables
 from bnengine.data.encoding import Encoding
-from bnengine.data.tables import Wanted, read_table
+from bnengine.data.layout import Wanted
+from bnengine.data.tables import read_table
 
 QUICK = ["--epochs", "2", "--hidden", "8", "--learning-rate", "0.02", "--out", "run"]
 
@@ -311,7 +315,7 @@ def test_text_can_be_missing():
 
 
 def test_a_column_of_too_many_texts_is_refused(monkeypatch):
-    monkeypatch.setattr(tables, "MOST_CATEGORIES", 20)
+    monkeypatch.setattr(careful, "MOST_CATEGORIES", 20)
     write(points(row=lambda i: f"t{i},{i % 5}"))
     with pytest.raises(DataError, match="line 22, column a: more than 20 different texts, too many for --text onehot"):
         data.load("data.csv", text="onehot")
@@ -352,3 +356,110 @@ def test_reading_says_how_far_it_is():
     size = Path("data.csv").stat().st_size
     assert told[-1] == (size, size)
     assert all(0 < read <= size for read, _ in told)
+
+
+# ---- the fast reader
+
+
+def both(monkeypatch, text, wanted=None, name="big.csv"):
+    """What the fast reader makes of it, None where it leaves it; and what the careful one makes, or its refusal."""
+    need("pyarrow")
+    Path(name).write_bytes(gzip.compress(text) if name.endswith(".gz") else text)
+    found = []
+    monkeypatch.setattr(fast, "LARGE", 0)
+    monkeypatch.setattr(tables, "read_fast", lambda *args: found.append(fast.read_fast(*args)))
+    try:
+        careful_table = read_table(Path(name), wanted or Wanted())
+    except DataError as error:
+        careful_table = str(error)
+    return (found or [None])[0], careful_table
+
+
+def same(one, other):
+    np.testing.assert_array_equal(one.x, other.x)
+    assert one.x.dtype == other.x.dtype
+    assert one.y.tolist() == other.y.tolist()
+    assert list(one.lines) == list(other.lines)
+    return (one.columns, one.label, one.header, one.delimiter, one.texts) == (
+        *(other.columns, other.label, other.header, other.delimiter, other.texts),
+    )
+
+
+WHOLE = [
+    (b"a,b,y\n1,2.5,x\n-3e-5,.5, z \n", {}),
+    (b"a,b,y\r\n1,2.5,x\r\n3,4,z", {}),
+    (b'\xef\xbb\xbf"a","b",y\n1,2,caf\xc3\xa9\n0.1,1e22,z\n', {}),
+    (b"a;b;y\n1;2;x\n3;4;z\n", {}),
+    (b"a,b,y\n1,,x\nNA,n/a,z\n?,NaN,z\nnone,4,x\n", {"impute": True}),
+    (b"a,b,y\n1,red,x\n2,green,z\n3,red,z\n", {"one_hot": True}),
+    (b"a,b,y\n1,red,x\n2,,z\n3,None,z\n", {"one_hot": True, "impute": True}),
+    (b"a,b,y\n1,7,x\n2,8,z\n", {"one_hot": frozenset("b")}),
+    (b"a,b,y\n1,7,x\n2,8,z\n", {"label": "a", "drop": ["b"], "one_hot": True}),
+    (b"a,b,y\n1,7,x\n2,8,z\n", {"labelled": False, "columns": ["b", "a"]}),
+]
+
+
+@pytest.mark.parametrize("name", ["big.csv", "big.csv.gz"])
+@pytest.mark.parametrize(("text", "wanted"), WHOLE, ids=range(len(WHOLE)))
+def test_the_fast_reader_reads_what_the_careful_one_reads(monkeypatch, text, wanted, name):
+    found, expected = both(monkeypatch, text, Wanted(**wanted), name)
+    assert same(found, expected)
+
+
+LEFT = [
+    *(
+        b"a,b,y\n1,2,x\n" + row + b"\n3,4,x\n"
+        for row in (b"1_0,2,z", b'"1",2,z', b"1,2,", b"1,2", b"1,2,3,z", b"inf,1,z")
+    ),
+    *(
+        b"a,b,y\n1,2,x\n" + row + b"\n3,4,x\n"
+        for row in (b"", b"nan,2,z", b",2,z", b"1,2,\xe9", b"1,2,z\r4,5,z", b"0x1,2,z")
+    ),
+    *(b"a,b,y\n1,2,x\n" + row + b"\n3,4,x\n" for row in (b"1e999,2,z", b"1,two,z", "\u0661,2,z".encode(), b"1,2,z\0")),
+    b"a,b,y\r1,2,x\r3,4,z\r",
+    b'a,"b\nc",y\n1,2,x\n3,4,z\n',
+    b"a,b,y\n",
+    b"a b y\n1 2 x\n3 4 z\n",
+    b"a,b,y\n1,2,x\r3,4,z\n\n5,6,x\n",
+]
+
+
+@pytest.mark.parametrize("text", LEFT, ids=range(len(LEFT)))
+def test_the_fast_reader_leaves_the_rest_to_the_careful_one(monkeypatch, text):
+    assert both(monkeypatch, text)[0] is None
+
+
+CELLS = st.one_of(
+    st.floats().map(repr),
+    st.integers(-(10**30), 10**30).map(str),
+    st.text(" \t\r\n+-.,;\"'_01eEnaNAinf?x\u00e9\u0661\0", max_size=6),
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(CELLS, min_size=2, max_size=3), max_size=5),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["\n", "\r\n"]),
+)
+def test_whatever_the_fast_reader_takes_the_careful_one_takes_too(monkeypatch, rows, impute, one_hot, end):
+    text = end.join(["a,b,y", "1,2,x", *(",".join(row) for row in rows), ""]).encode()
+    with monkeypatch.context() as patch:
+        found, expected = both(patch, text, Wanted(impute=impute, one_hot=one_hot))
+    assert found is None or same(found, expected)
+
+
+def test_a_large_file_trains_by_the_fast_reader_and_names_lines(capsys, monkeypatch):
+    need("pyarrow")
+    monkeypatch.setattr(fast, "LARGE", 2**12)
+    write(points(2000))
+    assert type(read_table(Path("data.csv"), Wanted()).lines) is range
+    assert run(capsys, "train", "--data", "data.csv", *QUICK)[0] == 0
+    write(points(2000) + "1,two,cat\n")
+    with pytest.raises(DataError, match=r"data.csv, line 2002, column b: expected a number, got 'two'"):
+        data.load("data.csv")
+    write("a,b,kind\n" + "1,2,cat\n3,4,dog\n" * 900 + "1,2,cow\n", "new.csv")
+    assert run(capsys, "evaluate", "run", "--data", "new.csv")[2] == (
+        "bnengine: new.csv, line 1802: label 'cow' is none of the classes cat, dog\n"
+    )

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .layout import Table
 from .readers import DataError, HostArray
-from .tables import Table
 
 
 class Column(NamedTuple):

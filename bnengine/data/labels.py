@@ -9,8 +9,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from .layout import Table, is_number
 from .readers import DataError, HostArray
-from .tables import Table, is_number
 
 MOST_CLASSES = 50
 """Different whole numbers that are taken for classes where nobody says what they are."""

@@ -15,9 +15,10 @@ from ..arguments import integer, one_of, refuse_nonfinite, shown
 from . import labels
 from .encoding import PLAIN, Encoding
 from .inputs import STANDARD_INPUT, Watch
+from .layout import Table, Wanted
 from .readers import DataError, HostArray, idx_digest, read_idx, read_npy, read_npz
 from .splits import check_part, hold_out
-from .tables import Table, Wanted, is_table, read_table
+from .tables import is_table, read_table
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
 """Data sets by name; anything else is a path."""

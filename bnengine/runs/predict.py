@@ -19,9 +19,10 @@ from ..checkpoints import CheckpointError, Loaded
 from ..data import labels, readers, sets
 from ..data.encoding import Encoding
 from ..data.inputs import STANDARD_INPUT
+from ..data.layout import Table, Wanted
 from ..data.readers import DataError, HostArray
 from ..data.sources import as_features, check_regular, open_source
-from ..data.tables import Table, Wanted, is_table, read_table
+from ..data.tables import is_table, read_table
 from ..networks import Sequential
 from ..training.evaluation import evaluate, predict
 from ..training.fitting import Fitted

@@ -162,8 +162,11 @@ def _refuse_what_float32_loses(dataset: Dataset, ranks: Communicator) -> None:
     x = dataset.x_train
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         mean = ranks.sum(x.sum(axis=0, dtype=np.float64)) / ranks.sum(np.asarray([len(x)]))
-        spread = np.sqrt(ranks.sum(np.square(x - mean).sum(axis=0)) / ranks.sum(np.asarray([len(x)])))
-    largest = np.max(ranks.gather(np.abs(x).max(axis=0, initial=0).astype(np.float64)), axis=0)
+        blocks = np.array_split(x, len(x) // 2**16 + 1)  # of all rows at once two more arrays would be held
+        squares = np.sum([np.square(block - mean).sum(axis=0) for block in blocks], axis=0)
+        spread = np.sqrt(ranks.sum(squares) / ranks.sum(np.asarray([len(x)])))
+    own = np.max([np.abs(block).max(axis=0, initial=0) for block in blocks], axis=0).astype(np.float64)
+    largest = np.max(ranks.gather(own), axis=0)
     lost = (spread > 0) & (largest * 2.0**-25 > 0.1 * spread)  # a quarter of a unit in the last place
     for column in np.flatnonzero(lost | (largest > 1e18))[:1]:
         name = dataset.columns[column] if dataset.columns else column
