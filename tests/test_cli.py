@@ -452,7 +452,7 @@ WRONG = [
     (["train", "--data", ""], "data: expected a name or a path, got ''"),
     (["train", "--data", "\x1b[2J\n.csv"], "data: no file or directory \\x1b[2J .csv"),
     (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
-    (["train", "--data", "digits", "--label", "y"], "label: only a CSV or TSV file has columns to choose"),
+    (["train", "--data", "digits", "--label", "y"], "label: only a CSV, TSV or Parquet file has columns to choose"),
     (["train", "--config", "none.toml"], "config: no such file: none.toml"),
     (["train", "--resume"], "resume: name the run with --out"),
     (["train", "--resume", "--overwrite", "--out", "x"], "resume: excludes --overwrite"),

@@ -315,13 +315,15 @@ def test_bad_npz_is_refused(rng):
 def test_other_sources_are_refused():
     with pytest.raises(DataError, match="no file or directory mnist; the data sets by name are digits, breast-cancer"):
         data.load("mnist")
-    Path("data.parquet").write_text("")
+    Path("data.xlsx").write_text("")
     with pytest.raises(
         DataError,
-        match=r"expected .npz, .csv, .tsv, .gz of these, or a directory of .npy or IDX files, got data.parquet",
+        match=r"expected .npz, .csv, .tsv, .gz of these, .parquet, or a directory of .npy or IDX files, got data.xlsx",
     ):
-        data.load("data.parquet")
-    with pytest.raises(DataError, match="label: only a CSV or TSV file has columns to choose, and data is digits"):
+        data.load("data.xlsx")
+    with pytest.raises(
+        DataError, match="label: only a CSV, TSV or Parquet file has columns to choose, and data is digits"
+    ):
         data.load("digits", label="y")
 
 

@@ -117,7 +117,7 @@ def test_columns_are_chosen_by_name_or_position():
             data.load("data.csv", label="kind", **options)
     for name in ("drop", "features"):
         with pytest.raises(
-            DataError, match=f"{name}: only a CSV or TSV file has columns to choose, and data is digits"
+            DataError, match=f"{name}: only a CSV, TSV or Parquet file has columns to choose, and data is digits"
         ):
             data.load("digits", **{name: ["0"]})
 
@@ -409,7 +409,7 @@ def test_the_fast_reader_reads_what_the_careful_one_reads(monkeypatch, text, wan
 LEFT = [
     *(
         b"a,b,y\n1,2,x\n" + row + b"\n3,4,x\n"
-        for row in (b"1_0,2,z", b'"1",2,z', b"1,2,", b"1,2", b"1,2,3,z", b"inf,1,z")
+        for row in (b"1_0,2,z", b'1,2,"z"', b"1,2,", b"1,2", b"1,2,3,z", b"inf,1,z")
     ),
     *(
         b"a,b,y\n1,2,x\n" + row + b"\n3,4,x\n"
@@ -463,3 +463,54 @@ def test_a_large_file_trains_by_the_fast_reader_and_names_lines(capsys, monkeypa
     assert run(capsys, "evaluate", "run", "--data", "new.csv")[2] == (
         "bnengine: new.csv, line 1802: label 'cow' is none of the classes cat, dog\n"
     )
+
+
+# ---- Parquet
+
+
+def test_a_parquet_file_is_read_as_the_csv_file_of_the_same_rows(capsys):
+    pa, parquet = need("pyarrow"), need("pyarrow.parquet")
+    columns = {
+        "a": pa.array([i * i % 7 if i % 9 else None for i in range(60)]),
+        "b": pa.array([i / 5 for i in range(60)], pa.float32()),
+        "colour": pa.array([["red", "green", None][i % 3] for i in range(60)]).dictionary_encode(),
+        "old": pa.array([i % 4 == 0 for i in range(60)]),
+        "kind": pa.array(["dog", "cat"] * 30),
+    }
+    parquet.write_table(pa.table(columns), "data.parquet")
+    rows = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+    cells = ([int(cell) if isinstance(cell, bool) else "" if cell is None else cell for cell in row] for row in rows)
+    write("\n".join([",".join(columns), *(",".join(map(str, row)) for row in cells), ""]))
+    found, expected = (data.load(name, missing="impute", text="onehot") for name in ("data.parquet", "data.csv"))
+    np.testing.assert_array_equal(found.x_train, expected.x_train)
+    np.testing.assert_array_equal(found.y_test, expected.y_test)
+    assert (found.columns, found.encoding, found.classes) == (expected.columns, expected.encoding, expected.classes)
+    options = ["--missing", "impute", "--text", "onehot", *QUICK]
+    assert run(capsys, "train", "--data", "data.csv", *options)[0] == 0
+    assert (
+        run(capsys, "predict", "run", "--data", "data.csv")[1]
+        == run(capsys, "predict", "run", "--data", "data.parquet")[1]
+    )
+
+
+def test_bad_parquet_files_are_refused(monkeypatch):
+    pa, parquet = need("pyarrow"), need("pyarrow.parquet")
+    kind = pa.array(["x", "y"] * 10)
+    for values, message in (
+        ([1.0, None] * 10, "data.parquet, row 1, column a: missing value; fill it or leave the row out, or --missing"),
+        ([1.0, float("inf")] * 10, "data.parquet, row 1, column a: expected a finite number, got inf"),
+        ([None, "red"] * 10, "data.parquet, row 1, column a: expected a number, got 'red'; --text onehot takes"),
+        ([[1, 2]] * 20, "data.parquet, row 0, column a: expected numbers or text, got list"),
+    ):
+        parquet.write_table(pa.table({"a": pa.array(values), "kind": kind}), "data.parquet")
+        with pytest.raises(DataError, match=message):
+            data.load("data.parquet")
+    parquet.write_table(pa.table({"a": pa.array([1.5] * 20), "kind": pa.array(["x", None] * 10)}), "data.parquet")
+    with pytest.raises(DataError, match=r"data.parquet, row 1, column kind: missing label"):
+        data.load("data.parquet")
+    Path("data.parquet").write_bytes(Path("data.parquet").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"data.parquet: cannot be read as Parquet"):
+        data.load("data.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ImportError, match=r"data: reading data.parquet needs pyarrow; install the extra data"):
+        data.load("data.parquet")

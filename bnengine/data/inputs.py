@@ -19,7 +19,7 @@ from .readers import LIMIT, DataError
 
 STANDARD_INPUT = "-"
 
-SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+SUFFIXES = (".csv", ".tsv", ".csv.gz", ".tsv.gz", ".parquet")
 
 LONGEST_LINE = 2**24
 """Bytes: what unpacks to more without a line's end is no table."""

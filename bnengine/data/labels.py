@@ -40,9 +40,14 @@ def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Seque
     numbers = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(names):
         if name not in numbers:
-            place = f"line {lines[row]}" if lines else f"row {row}"
-            raise DataError(f"{where}, {place}: label {name!r} is none of the classes {', '.join(classes)}")
+            raise DataError(
+                f"{where}, {_place(row, lines)}: label {name!r} is none of the classes {', '.join(classes)}"
+            )
     return np.asarray([numbers[name] for name in names], np.int64)
+
+
+def _place(row: int, lines: Sequence[int]) -> str:
+    return f"line {lines[row]}" if lines else f"row {row}"
 
 
 def values(y: HostArray, where: str) -> HostArray:
@@ -64,10 +69,10 @@ def refuse_strays(path: Path, table: Table) -> None:
     strays = {
         label for label, value in values.items() if not math.isfinite(value) and (not classes or is_number(label))
     }
-    for label, line in zip(table.y, table.lines, strict=True) if numbers.size and strays else ():
+    for row, label in enumerate(table.y) if numbers.size and strays else ():
         if label in strays:
             raise DataError(
-                f"{path}, line {line}: label {str(label)!r} is no finite number, others are; "
+                f"{path}, {_place(row, table.lines)}: label {str(label)!r} is no finite number, others are; "
                 "mend it, or --task classification takes labels as names"
             )
 

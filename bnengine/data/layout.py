@@ -51,7 +51,7 @@ class Table(NamedTuple):
     y: HostArray
     """The labels as text, empty where there are none."""
     lines: Sequence[int]
-    """The line of the file on which each row ends."""
+    """The line of the file on which each row ends; empty where a file has rows and no lines."""
     texts: dict[str, list[str]]
     """Of each column of text the different ones, whose numbers x holds."""
     header: list[str]
@@ -70,7 +70,7 @@ class Layout(NamedTuple):
 
     def table(self, x: HostArray, y: HostArray, lines: Sequence[int], texts: dict[int, list[str]]) -> Table:
         """The table of these rows."""
-        if not len(lines):
+        if not len(x):
             raise DataError(f"{self.name}: expected rows below the header, got none")
         columns = [self.header[column] for column in self.chosen]
         label = None if self.target is None else self.header[self.target]
@@ -86,11 +86,17 @@ def read_header(name: str, reader: Any, delimiter: str) -> list[str]:
         raise DataError(
             f"{name}: expected columns separated by {delimiter!r}, but {other!r} separates them: --delimiter"
         )
-    if len(set(header)) < len(header):
-        raise DataError(f"{name}: expected a header with a different name for each column, got {header}")
+    check_names(name, header)
     numbers = [column for column in header if is_number(column)]
     if len(numbers) == len(header) or any("." in column or "-" in column for column in numbers):
         raise DataError(f"{name}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
+    return header
+
+
+def check_names(name: str, header: list[str]) -> list[str]:
+    """The names of columns, if no two are the same."""
+    if len(set(header)) < len(header):
+        raise DataError(f"{name}: expected a header with a different name for each column, got {header}")
     return header
 
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from .encoding import PLAIN, Encoding
 from .readers import HostArray
-from .sources import Reading, Source, as_names, open_source
+from .reading import Reading, as_names
+from .sources import Source, open_source
 
 ABOUT = ("classes", "columns", "label", "encoding", "span", "notes", "warnings")
 """What a data set has of its source beside the rows."""

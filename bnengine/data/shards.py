@@ -16,8 +16,9 @@ import numpy as np
 
 from ..parallel import Communicator
 from .readers import DataError, HostArray, open_array
+from .reading import Reading
 from .sets import Dataset, read_dataset
-from .sources import Arrays, Reading, Source, open_source
+from .sources import Arrays, Source, open_source
 
 
 class Parts(NamedTuple):

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..arguments import integer, one_of, refuse_nonfinite, shown
+from ..arguments import refuse_nonfinite, shown
 from . import labels
 from .encoding import PLAIN, Encoding
-from .inputs import STANDARD_INPUT, Watch
-from .layout import Table, Wanted
+from .inputs import STANDARD_INPUT
+from .layout import Table
 from .readers import DataError, HostArray, idx_digest, read_idx, read_npy, read_npz
-from .splits import check_part, hold_out
+from .reading import Reading
+from .splits import hold_out
 from .tables import is_table, read_table
 
 NAMED = ("digits", "breast-cancer", "fashion-mnist")
@@ -33,53 +34,6 @@ FASHION_MNIST = (
     },
 )
 FASHION_MNIST_DIRECTORY = "/usr/share/datasets/fashion-mnist"
-
-
-def as_names(name: str, value: Sequence[str]) -> tuple[str, ...]:
-    """Names of columns; one text is no sequence of them."""
-    if isinstance(value, str) or not all(type(column) is str for column in value):
-        raise DataError(f"{name}: expected a sequence of names of columns, got {shown(value)}")
-    return tuple(value)
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What a person may ask of a source: which part is for what, and what is taken of a table."""
-
-    label: str | None = None
-    task: str = "auto"
-    test: float = 0.2
-    seed: int = 0
-    test_data: str | None = None
-    features: tuple[str, ...] = ()
-    drop: tuple[str, ...] = ()
-    delimiter: str | None = None
-    missing: str = "refuse"
-    text: str = "refuse"
-    watch: Watch | None = None
-
-    def __post_init__(self) -> None:
-        one_of("task", self.task, ("auto", "classification", "regression"))
-        check_part("test", self.test, least=0)
-        integer("seed", self.seed, 0)
-        one_of("missing", self.missing, ("refuse", "impute"))
-        one_of("text", self.text, ("refuse", "onehot"))
-        for name in ("label", "test_data", "delimiter"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not str or not value):
-                raise DataError(f"{name}: expected text, got {shown(value)}")
-
-    def refuse_columns(self, source: str) -> None:
-        """Refuse what is asked of the columns of a table where the source is none."""
-        for name in ("label", "features", "drop", "delimiter", "missing", "text"):
-            if getattr(self, name) != getattr(Reading, name):
-                raise DataError(f"{name}: only a CSV or TSV file has columns to choose, and data is {source}")
-
-    @property
-    def wanted(self) -> Wanted:
-        """What is taken from a table."""
-        chosen = {name: getattr(self, name) for name in ("label", "features", "drop", "delimiter", "watch")}
-        return Wanted(**chosen, impute=self.missing == "impute", one_hot=self.text == "onehot")
 
 
 class Arrays(NamedTuple):
@@ -174,7 +128,9 @@ def _open_path(path: Path, asked: Reading) -> Source:
     if path.suffix == ".npz":
         check_regular(path)
         return _open_arrays(path, read_npz(path), asked)
-    raise DataError(f"data: expected .npz, .csv, .tsv, .gz of these, or a directory of .npy or IDX files, got {path}")
+    raise DataError(
+        f"data: expected .npz, .csv, .tsv, .gz of these, .parquet, or a directory of .npy or IDX files, got {path}"
+    )
 
 
 def check_exists(path: Path) -> None:

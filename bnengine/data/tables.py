@@ -9,6 +9,7 @@ from .careful import read_carefully
 from .fast import read_fast
 from .inputs import STANDARD_INPUT, SUFFIXES, as_delimiter, find_delimiter, open_input, rows_of
 from .layout import Table, Wanted, lay_out, read_header
+from .parquet import read_parquet
 from .readers import DataError
 
 
@@ -25,6 +26,8 @@ def read_table(path: Path, wanted: Wanted) -> Table:
     DataError
         Naming file, line and column of what cannot be used.
     """
+    if path.suffix == ".parquet":
+        return read_parquet(path, wanted)
     with open_input(path, wanted.watch) as table:
         try:
             delimiter = as_delimiter(wanted.delimiter) if wanted.delimiter else find_delimiter(table)

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import backends, layers, optimizers, parallel
 from ..arguments import ConfigError
-from ..data.sources import Reading
+from ..data.reading import Reading
 from ..functional import ACTIVATIONS
 from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option
 
@@ -24,7 +24,7 @@ class Config(Options):
 
     data: str = option(
         "digits",
-        "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv, FILE.tsv (also .gz), - for a CSV by standard input, "
+        "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv, FILE.tsv (also .gz), FILE.parquet, - for a CSV by standard input, "
         "or a directory of IDX files",
     )
     label: str | None = option(
