@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from libraries import need
 
 import bnengine as bn
-from bnengine import checkpoints, data
+from bnengine import checkpoints, cli, data
 from bnengine.cli import main
 from bnengine.data import DataError, careful, fast, inputs, tables
 from bnengine.data.encoding import Encoding
@@ -226,7 +226,7 @@ def test_spellings_of_a_missing_value(spelling):
     found = data.load("data.csv", missing="impute", test=0)
     np.testing.assert_array_equal(found.x_train, [[1, 5, 1], [2, 5, 0]] * 20)
     assert found.columns == ("a", "b", "b missing")
-    assert found.notes == ("data.csv: 20 missing values filled: b 20",)
+    assert found.notes == ("data.csv: missing values filled, 20 in all: b 20",)
 
 
 def test_the_median_is_that_of_the_training_rows():
@@ -250,16 +250,16 @@ def test_missing_values_are_filled_in_predict_and_evaluate_as_in_training(capsys
     write(points(row=lambda i: f"{'' if i % 9 == 0 else i % 7},{i % 5}"))
     status, out, err = run(capsys, "train", "--data", "data.csv", "--missing", "impute", *QUICK)
     assert (status, err) == (0, "")
-    assert out.startswith("data.csv: 7 missing values filled: a 7\npredicting 'kind'")
+    assert out.startswith("data.csv: missing values filled, 7 in all: a 7\npredicting 'kind'")
     assert run(capsys, "evaluate", "run")[::2] == (0, "")
     assert run(capsys, "evaluate", "run", "--data", "data.csv")[::2] == (
         0,
-        "bnengine: warning: data.csv: 7 missing values filled: a 7\n",
+        "bnengine: warning: data.csv: missing values filled, 7 in all: a 7\n",
     )
     write("a,b\n1,2\n,NA\n", "new.csv")
     status, out, err = run(capsys, "predict", "run", "--data", "new.csv")
     assert (status, len(out.splitlines())) == (0, 3)
-    assert err == "bnengine: warning: new.csv: 2 missing values filled: a 1, b 1\n"
+    assert err == "bnengine: warning: new.csv: missing values filled, 2 in all: a 1, b 1\n"
     loaded = bn.load("run/model.safetensors")
     fills = {column["name"]: column["fill"] for column in loaded.metadata["encoding"]["columns"]}
     row = np.asarray([[fills["a"], 1, fills["b"]]], np.float32)  # features: a, whether it is missing, b
@@ -293,7 +293,7 @@ def test_text_becomes_a_feature_for_each_category(capsys):
     lines = out.splitlines()
     assert (status, len(lines)) == (0, 5)
     assert lines[1] != lines[2] == lines[3] == lines[4]  # zeros, whatever the text
-    words = "3 texts that were not in the training file count as none of its categories: colour 3"
+    words = "texts that the training file has not, taken as none of its categories, 3 in all: colour 3"
     assert err == f"bnengine: warning: new.csv: {words}\n"
 
 
@@ -327,8 +327,8 @@ def test_a_test_file_is_encoded_as_the_training_file():
     found = data.load("data.csv", test_data="test.csv", text="onehot", missing="impute")
     np.testing.assert_array_equal(found.x_test, [[0, 1, 2], [0, 0, 3]])
     assert found.notes == (
-        "test.csv: 1 missing values filled: b 1",
-        "test.csv: 1 texts that were not in the training file count as none of its categories: a 1",
+        "test.csv: missing values filled, 1 in all: b 1",
+        "test.csv: texts that the training file has not, taken as none of its categories, 1 in all: a 1",
     )
 
 
@@ -347,6 +347,29 @@ def test_a_damaged_encoding_is_refused(capsys):
     for damage in ({}, {**encoding, "columns": encoding["columns"][:1]}):
         checkpoints.save("run/model.safetensors", *parts, metadata={**loaded.metadata, "encoding": damage})
         assert run(capsys, "predict", "run", "--data", "data.csv")[0] != 0
+
+
+def test_a_run_of_before_has_no_encoding(capsys):
+    write(points())
+    assert run(capsys, "train", "--data", "data.csv", *QUICK)[0] == 0
+    expected = run(capsys, "predict", "run", "--data", "data.csv")
+    loaded = bn.load("run/model.safetensors")
+    metadata = {name: value for name, value in loaded.metadata.items() if name != "encoding"}
+    checkpoints.save("run/model.safetensors", loaded.net, loaded.params, loaded.state, metadata=metadata)
+    assert run(capsys, "predict", "run", "--data", "data.csv") == expected
+
+
+def test_a_directory_may_be_called_as_a_table_is(rng):
+    Path("rows.csv").mkdir()
+    np.save("rows.csv/x.npy", rng.standard_normal((20, 2)))
+    np.save("rows.csv/y.npy", np.arange(20) % 2)
+    assert data.load("rows.csv").features == 2
+
+
+def test_a_terminal_shows_how_far_the_reading_is(capsys):
+    for read in (3, 10):
+        cli._reading(read, 10)
+    assert capsys.readouterr().err == "\rreading:  30%\r\r              \r"
 
 
 def test_reading_says_how_far_it_is():

@@ -85,17 +85,14 @@ class Encoding:
         """A line on missing values that were filled, and one on texts that are none of the categories."""
         gone = {column.name: int(np.isnan(table.x[:, i]).sum()) for i, column in enumerate(self.columns)}
         if any(gone.values()):
-            yield f"{where}: {sum(gone.values())} missing values filled: {_counts(gone)}"
+            yield f"{where}: missing values filled, {_counts(gone)}"
         unknown = {}
         for i, column in enumerate(self.columns):
             if column.categories is not None:
                 strange = [n for n, text in enumerate(table.texts[column.name]) if text not in column.categories]
                 unknown[column.name] = int(np.isin(table.x[:, i], strange).sum())
         if any(unknown.values()):
-            yield (
-                f"{where}: {sum(unknown.values())} texts that were not in the training file count as none of its "
-                f"categories: {_counts(unknown)}"
-            )
+            yield f"{where}: texts that the training file has not, taken as none of its categories, {_counts(unknown)}"
 
     def to_metadata(self) -> dict[str, Any]:
         return {"impute": self.impute, "columns": [column._asdict() for column in self.columns]} if self.columns else {}
@@ -126,4 +123,5 @@ def _column(name: Any, fill: Any, indicator: Any, categories: Any) -> Column:
 
 
 def _counts(numbers: dict[str, int]) -> str:
-    return ", ".join(f"{name} {number}" for name, number in Counter(numbers).most_common(10) if number)
+    each = ", ".join(f"{name} {number}" for name, number in Counter(numbers).most_common(10) if number)
+    return f"{sum(numbers.values())} in all: {each}"

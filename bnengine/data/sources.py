@@ -143,8 +143,8 @@ def check_regular(path: Path) -> None:
     """Refuse a pipe, which would be waited for, and a device, which would be read for ever."""
     check_exists(path)
     if not path.is_file():
-        words = "" if path.is_dir() else "; standard input is read by --data -"
-        raise DataError(f"data: expected a regular file or a directory, {path} is neither{words}")
+        words = "standard input is read by --data -"
+        raise DataError(f"data: expected a regular file or a directory, {path} is neither; {words}")
 
 
 def _open_table(path: Path, asked: Reading) -> Source:

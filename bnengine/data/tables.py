@@ -15,7 +15,7 @@ from .readers import DataError
 
 def is_table(source: str) -> bool:
     """Whether a source is named as a table is."""
-    return source == STANDARD_INPUT or source.lower().endswith(SUFFIXES)
+    return source == STANDARD_INPUT or (source.lower().endswith(SUFFIXES) and not Path(source).is_dir())
 
 
 def read_table(path: Path, wanted: Wanted) -> Table:
