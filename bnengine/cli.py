@@ -121,10 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--label", metavar="COLUMN", help="column of a CSV file that holds the labels")
     predict = _command(commands, "predict", _predict, "predictions of a trained run for raw rows, as CSV")
     predict.add_argument("directory", metavar="RUN", help="directory of the run")
-    predict.add_argument("--data", metavar="FILE", required=True, help="CSV or npz file of rows, labels not needed")
+    predict.add_argument(
+        "--data",
+        metavar="FILE",
+        required=True,
+        help="CSV or npz file of rows, labels not needed; -: a CSV by standard input",
+    )
     predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     for command in (evaluate, predict):
-        add_options(command, Config, ("backend", "device"))
+        add_options(command, Config, ("delimiter", "backend", "device"))
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
     add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
     words = "measure against the memory limit and other libraries"
@@ -177,6 +182,8 @@ def _train_on(communicator: Communicator, config: Config) -> int:
         config,
         communicator=communicator,
         on_start=_say if first else None,
+        on_warning=_warn if first else None,
+        on_read=_reading if first and sys.stderr.isatty() else None,
         on_epoch=(lambda row: _say(_epoch_lines(row))) if first else None,
         progress=_bar if first and sys.stderr.isatty() else None,
     )
@@ -189,10 +196,24 @@ def _train_on(communicator: Communicator, config: Config) -> int:
             f"variances within a factor of {gap['var_ratio']:.3g}, after {gap['batches']} batches"
         )
     _warn_of(gap)
-    _say(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
+    if summary["test_loss"] is None:
+        _say("no test rows: how good the network is can be told on other data, by bnengine evaluate RUN --data FILE")
+    else:
+        _say(", ".join(f"{name} {_number(value)}" for name, value in summary.items() if name.startswith("test_")))
     _say(train.kept_words(summary, config.early_stopping))
     _say(f"{summary['steps']} steps in {summary['seconds']:.1f} s, written to {directory}")
     return 0
+
+
+def _warn(line: str) -> None:
+    _failed(f"warning: {line}", 0)
+
+
+def _reading(read: int, size: int) -> None:
+    """How much of a file has been read, in a line that goes when it is whole."""
+    words = f"reading: {read / max(size, 1):4.0%}" if read < size else " " * 14
+    sys.stderr.write(f"\r{words}\r")
+    sys.stderr.flush()
 
 
 def _warn_of(gap: dict[str, Any]) -> None:
@@ -237,6 +258,8 @@ def _evaluate(options: argparse.Namespace) -> int:
         options.directory,
         source=given.get("data"),
         label=given.get("label"),
+        delimiter=given.get("delimiter"),
+        tell=_warn,
         backend=_backend(given),
         device=given.get("device"),
     )
@@ -260,7 +283,12 @@ def _predict(options: argparse.Namespace) -> int:
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
     header, rows = predict.predict_run(
-        options.directory, options.data, backend=_backend(given), device=given.get("device")
+        options.directory,
+        options.data,
+        delimiter=given.get("delimiter"),
+        backend=_backend(given),
+        device=given.get("device"),
+        tell=_warn,
     )
     if "out" not in given:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import difflib
 import math
@@ -17,8 +18,9 @@ from typing import Any, NamedTuple, Self
 from .arguments import ConfigError
 
 SIZES = tuple[int, ...]
+NAMES = tuple[str, ...]
 _KINDS: dict[type, dict[str, Any]] = {}
-METAVARS = {int: "N", float: "X", SIZES: "N,N", str: "TEXT"}
+METAVARS = {int: "N", float: "X", SIZES: "N,N", NAMES: "NAME,NAME", str: "TEXT"}
 
 
 class Range(NamedTuple):
@@ -99,7 +101,7 @@ def fields(cls: type[Options]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def kinds(cls: type[Options]) -> dict[str, Any]:
-    """The type of each option: int, float, bool, str, a Literal or SIZES, without None where it need not be given."""
+    """The type of each option: int, float, bool, str, a Literal, SIZES or NAMES, without None where it need not be given."""
     if cls not in _KINDS:
         hints = typing.get_type_hints(cls).items()
         _KINDS[cls] = {
@@ -169,6 +171,8 @@ def _convert(cls: type[Options], name: str, value: Any) -> Any:
         raise ConfigError(f"unknown option {name!r}; {hint}")
     if kind == SIZES:
         return _sizes(name, value)
+    if kind == NAMES:
+        return _names(name, value)
     if isinstance(value, int) and abs(value) >= 2**63:  # too long to be shown, or for a float
         raise ConfigError(f"{name}: expected a number below 2**63, got a larger one")
     if choices(cls, name):
@@ -189,6 +193,14 @@ def _sizes(name: str, value: Any) -> tuple[int, ...]:
     except (TypeError, ValueError):
         raise ConfigError(f"{name}: expected sizes such as 256,128, got {value!r}") from None
     return () if sizes == (0,) else sizes
+
+
+def _names(name: str, value: Any) -> tuple[str, ...]:
+    """Names separated by commas; one that holds a comma stands in quotes, as in a CSV file."""
+    parts = next(csv.reader([value]), []) if isinstance(value, str) else [value] if type(value) is int else value
+    if not isinstance(parts, (list, tuple)) or not all(type(part) in (str, int) for part in parts):
+        raise ConfigError(f"{name}: expected names such as first,second, got {value!r}")
+    return tuple(str(part) for part in parts)
 
 
 def _check(cls: type[Options], name: str, value: Any) -> None:

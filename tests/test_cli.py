@@ -153,6 +153,33 @@ def test_a_csv_from_training_to_prediction(capsys, rng):
     )
 
 
+def test_training_on_all_rows_leaves_nothing_to_test_on(capsys):
+    status, out, _ = run(capsys, "train", "--test", "0", "--data", "breast-cancer", "--out", "run", *QUICK)
+    assert status == 0
+    assert "512 training, 57 validation rows, none for testing" in out
+    assert "no test rows: how good the network is can be told on other data" in out
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["test_accuracy"], summary["test_loss"]) == (None, None)
+    reason = "the run was trained on all rows of breast-cancer; name other rows with --data"
+    assert run(capsys, "evaluate", "run") == (2, "", f"bnengine: data: {reason}\n")
+
+
+def test_a_test_file_is_measured_by_train_and_evaluate(capsys, rng):
+    x = rng.standard_normal((150, 2))
+    lines = [f"{a},{b},{'right' if a > 0 else 'left'}" for a, b in x]
+    Path("points.csv").write_text("\n".join(["a,b,kind", *lines[:100], ""]))
+    Path("more.csv").write_text("\n".join(["a,b,kind", *lines[100:], ""]))
+    options = ["--data", "points.csv", "--test-data", "more.csv", "--out", "run", *QUICK, "--epochs", 10]
+    status, out, _ = run(capsys, "train", *options)
+    assert status == 0
+    assert "90 training, 10 validation, 50 test rows" in out.replace("validation rows", "validation")
+    summary = json.loads(Path("run/summary.json").read_text())
+    for more in ([], ["--data", "more.csv"]):
+        out = run(capsys, "evaluate", "run", *more)[1]
+        assert "rows: 50\n" in out
+        assert f"accuracy: {summary['test_accuracy']:.6g}\n" in out
+
+
 def test_regression_from_training_to_prediction(capsys, rng):
     from sklearn.datasets import load_diabetes
 
@@ -556,7 +583,7 @@ WRONG = [
     (["train", "--data", ""], "data: expected a name or a path, got ''"),
     (["train", "--data", "\x1b[2J\n.csv"], "data: no file or directory \\x1b[2J .csv"),
     (["train", "--data", "nothing.csv"], "data: no file or directory nothing.csv"),
-    (["train", "--data", "digits", "--label", "y"], "label: only a CSV file has a label column"),
+    (["train", "--data", "digits", "--label", "y"], "label: only a CSV, TSV or Parquet file has columns to choose"),
     (["train", "--config", "none.toml"], "config: no such file: none.toml"),
     (["train", "--resume"], "resume: name the run with --out"),
     (["train", "--resume", "--overwrite", "--out", "x"], "resume: excludes --overwrite"),

@@ -29,10 +29,12 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_environment(m
 
 def test_every_option_can_stand_in_a_file():
     given = {"label": "y", "device": "cpu", "clip": 1.0, "early_stopping": 2, "hidden": (3, 4), "sync_ranks": 2}
+    given |= {"test_data": "b.csv", "delimiter": ";", "drop": 'id,"a,b",-1'}
     Path("run").mkdir()
     Path("run/config.toml").write_text("hidden = [3, 4]\n")
     Path("run/model.safetensors").touch()
     config = resolve(given | {"start": "run", "freeze": "0"})
+    assert config.drop == ("id", "a,b", "-1")
     text = to_toml(config)
     own = {"out", "resume", "overwrite", "distributed", "timeout"}  # where a run goes, not what it is
     assert {line.partition(" = ")[0] for line in text.splitlines()} >= set(fields(Config)) - own
@@ -65,7 +67,7 @@ REFUSED = [
     ("learning_rate = nan", "learning_rate: expected a positive number, got nan"),
     ("clip = -1", "clip: expected a positive number, got -1.0"),
     ("weight_decay = -1", "weight_decay: expected a number of at least 0, got -1.0"),
-    ("test = 0", "test: expected a part between 0 and 1, got 0.0"),
+    ("test = 1", "test: expected a part between 0 and 1, got 1.0"),
     ("validation = 1", "validation: expected a part between 0 and 1, got 1.0"),
     ("validation = 0\nearly_stopping = 2", "early_stopping: needs validation rows"),
     ("seed = -1", "seed: expected at least 0, got -1"),
@@ -99,9 +101,9 @@ def test_a_wrong_value_in_a_file_names_the_file_though_the_command_line_overrule
 
 def test_the_study_and_the_bench_read_files_too():
     file = toml('experiment = "depth"\nquick = true\nbackend = "torch"\n')
-    wanted = study.Options.resolve({"seeds": 1, "jobs": 2}, file)
-    assert wanted.command() == "bnengine study --experiment depth --quick --seeds 1 --backend torch"
-    assert {run.backend for run in wanted.runs()} == {"torch"}
+    wanted = study.Options.resolve({"seeds": 2, "jobs": 2}, file)
+    assert wanted.command() == "bnengine study --experiment depth --quick --seeds 2 --backend torch"
+    assert {trial.backend for trial in wanted.trials()} == {"torch"}
     wanted = bench.Options.resolve({"quick": True, "out": "x.json"}, toml("kernels = true\ndraw = 3\nminutes = 2\n"))
     assert wanted.command() == "bnengine bench --kernels --draw 3 --minutes 2.0"
     for kind, text in ((study.Options, "epochs = 3"), (bench.Options, "jobs = 3")):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from bnengine import data
-from bnengine.data import DataError, labels, readers, sets, sources
+from bnengine.data import DataError, labels, sets, sources
+from bnengine.data.layout import Wanted
+from bnengine.data.tables import read_table
 
 
 def write_idx(path, array):
@@ -155,9 +157,11 @@ def test_csv_with_quotes_and_byte_order_mark():
 
 
 BAD_CSV = [
-    ("a,y\n1,x\n,x\n", r"data.csv, line 3, column a: missing value; fill it or leave the row out"),
-    ("a,y\n1,x\nNA,x\n", "data.csv, line 3, column a: expected a number, got 'NA'"),
-    ("a,y\n1,x\nnan,x\n", "data.csv, line 3, column a: expected a finite number, got 'nan'"),
+    ("a,y\n1,x\n,x\n", "line 3, column a: missing value; fill it or leave the row out, or --missing impute"),
+    ("a,y\n1,x\nNA,x\n", "data.csv, line 3, column a: missing value 'NA'; fill it"),
+    ("a,y\n1,x\nnan,x\n", "data.csv, line 3, column a: missing value 'nan'; fill it"),
+    ("a,y\n1,x\n-inf,x\n", "data.csv, line 3, column a: expected a finite number, got '-inf'"),
+    ("a,b,y\n1,2,x\n2, two,x\n", "line 3, column b: expected a number, got 'two'; --text onehot takes columns of text"),
     ("a,y\n1,x\n2, \n", "data.csv, line 3, column y: missing label"),
     ("a,y\n1,x\n2\n", "data.csv, line 3: expected 2 columns, got 1"),
     ("a,a\n1,x\n", "a header with a different name for each column"),
@@ -165,7 +169,7 @@ BAD_CSV = [
     ("a,y\n", "expected rows below the header, got none"),
     ("", "expected a header in the first line, got an empty file"),
     ("-1.63,-0.75,cat\n1,2,dog\n", "expected a header in the first line, got numbers: -1.63, -0.75"),
-    ("a;b;y\n1;2;x\n", "expected columns separated by commas, but ';' separates them"),
+    ("a|b|y\n1|2|x\n", r"expected columns separated by ',', but '\|' separates them: --delimiter"),
     ('a,y\n1,"x\n2,z\n', "cannot be read as CSV: unexpected end of data"),
     ("y\nx\n", "expected a label and at least one feature column"),
     ("a,y\n1,x\n2,x\n3,x\n4,x\n5,x\n6,x\n", "expected at least 2 classes, got only 'x'"),
@@ -186,7 +190,9 @@ def test_other_csv_refusals():
     with pytest.raises(DataError, match="no column '7'"):
         data.load(path, label="7")
     Path("data.csv").write_bytes(b"a,b\n\xff\xfe,2\n")
-    with pytest.raises(DataError, match="cannot be read as CSV"):
+    with pytest.raises(
+        DataError, match=r"data.csv, line 2, character 1: the byte ff is no UTF-8 text; save the file as"
+    ):
         data.load(path)
     with pytest.raises(DataError, match="task: regression needs finite numbers as targets, got 'x' in row 1"):
         data.load(write_csv("a,y\n" + "1,x\n2,z\n" * 9), task="regression")
@@ -231,6 +237,53 @@ def test_npz_with_and_without_a_test_part(rng):
     assert dataset.x_test.shape == (10, 6)
 
 
+def test_npz_with_the_names_of_keras(rng):
+    x, y = rng.standard_normal((50, 3)), np.arange(50) % 2
+    np.savez("keras.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
+    dataset = data.load("keras.npz")
+    np.testing.assert_array_equal(dataset.x_train, x)
+    np.testing.assert_array_equal(dataset.x_test, x[:5])
+    np.savez("both.npz", x_train=x + 1, x=x, y=y)  # its own x is not taken for the other
+    np.testing.assert_array_equal(data.load("both.npz", test=0).x_train, x)
+
+
+def test_a_second_npz_file_is_the_test_part(rng):
+    x, y = rng.standard_normal((50, 3)), np.arange(50) % 2
+    np.savez("train.npz", x=x, y=y)
+    np.savez("test.npz", x_train=x[:7], y_train=y[:7])
+    dataset = data.load("train.npz", test_data="test.npz")
+    assert (len(dataset.y_train), len(dataset.y_test)) == (50, 7)
+    np.savez("train.npz", x=x, y=y, x_test=x, y_test=y)
+    with pytest.raises(DataError, match=r"test_data: train.npz has a test part of its own, x_test"):
+        data.load("train.npz", test_data="test.npz")
+    with pytest.raises(DataError, match=r"test_data: expected a .npz file as train.npz is, got nowhere.npz"):
+        data.load("train.npz", test_data="nowhere.npz")
+
+
+def test_all_rows_can_be_for_training():
+    for source in ("digits", write_csv("a,b,y\n" + rows_of(60, lambda i: i / 3 + 0.5))):
+        part, whole = data.load(source), data.load(source, test=0)
+        assert len(whole.y_train) == len(part.y_train) + len(part.y_test)
+        assert whole.x_test.shape == (0, whole.features)
+
+
+def test_a_second_csv_file_is_the_test_part():
+    path = write_csv("a,b,kind\n" + rows_of(40, lambda i: "cat" if i % 2 else "dog"))
+    Path("test.csv").write_text("kind,b,a,more\ncat,1,2,x\ndog,3,4,y\n")  # other order, one column more
+    dataset = data.load(path, test_data="test.csv")
+    assert len(dataset.y_train) == 40
+    np.testing.assert_array_equal(dataset.x_test, [[2, 1], [4, 3]])
+    np.testing.assert_array_equal(dataset.y_test, [0, 1])
+    for text, message in (
+        ("kind,a\ncat,1\n", "test.csv: no column b; its columns are kind, a"),
+        ("a,b\n1,2\n", "test.csv: no column 'kind'; its columns are a, b"),
+        ("a,b,kind\n1,2,cow\n", "test.csv, line 2: label 'cow' is none of the classes cat, dog"),
+    ):
+        Path("test.csv").write_text(text)
+        with pytest.raises(DataError, match=message):
+            data.load(path, test_data="test.csv")
+
+
 def test_bad_npz_is_refused(rng):
     x, y = np.ones((6, 2)), np.arange(6) % 2
     holed = x.copy()
@@ -262,10 +315,15 @@ def test_bad_npz_is_refused(rng):
 def test_other_sources_are_refused():
     with pytest.raises(DataError, match="no file or directory mnist; the data sets by name are digits, breast-cancer"):
         data.load("mnist")
-    Path("data.parquet").write_text("")
-    with pytest.raises(DataError, match=r"expected .npz, .csv or a directory of .npy or IDX files, got data.parquet"):
-        data.load("data.parquet")
-    with pytest.raises(DataError, match="label: only a CSV file has a label column to choose, and data is digits"):
+    Path("data.xlsx").write_text("")
+    with pytest.raises(
+        DataError,
+        match=r"expected .npz, .csv, .tsv, .gz of these, .parquet, or a directory of .npy or IDX files, got data.xlsx",
+    ):
+        data.load("data.xlsx")
+    with pytest.raises(
+        DataError, match="label: only a CSV, TSV or Parquet file has columns to choose, and data is digits"
+    ):
         data.load("digits", label="y")
 
 
@@ -291,7 +349,9 @@ REFUSED = [
     ),
     (lambda: data.batches(4, 2.0, np.random.default_rng(0)), "in batches of at least 1, got 4 rows, size 2.0"),
     (lambda: data.batches(4, 2, 0), "rng: expected a NumPy random Generator, got 0"),
-    (lambda: data.load("digits", test=0), "test: expected a part between 0 and 1, got 0"),
+    (lambda: data.load("digits", test=1), "test: expected a part between 0 and 1, got 1"),
+    (lambda: data.load("digits", test=-0.1), "test: expected a part between 0 and 1, got -0.1"),
+    (lambda: data.load("digits", test_data="a.csv"), "test_data: only a CSV or npz file takes another of its kind"),
     (lambda: data.load("digits", seed=1.5), "seed: expected an int of at least 0, got 1.5"),
     (lambda: data.load("digits", task="clustering"), "task: expected 'auto', 'classification' or 'regression', got"),
 ]
@@ -319,7 +379,7 @@ def test_whole_numbers_are_classes_as_far_as_float64_holds_them():
 
 def test_a_missing_column_is_named():
     with pytest.raises(DataError, match="no column c, d; its columns are a, b"):
-        readers.read_csv(Path(write_csv("a,b\n1,2\n")), columns=["c", "a", "d"], labelled=False)
+        read_table(Path(write_csv("a,b\n1,2\n")), Wanted(columns=["c", "a", "d"], labelled=False))
 
 
 def test_labels_as_numbers_of_known_classes():

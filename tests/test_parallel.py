@@ -13,6 +13,7 @@ import ranks
 import bnengine as bn
 from bnengine import trees
 from bnengine.data import shards
+from bnengine.data.reading import Reading
 from bnengine.parallel import Alone, RankError, Shares, join
 
 FLOAT64 = bn.backend("numpy", dtype="float64")
@@ -298,7 +299,7 @@ def test_the_parts_of_all_ranks_are_the_rows_of_one_process(tmp_path, rng, kind,
     if kind in SOURCES:
         source = str(tmp_path / kind)
         SOURCES[kind](tmp_path / kind, rng)
-    load = functools.partial(shards.load, source, label=None, task="auto", test=0.2, validation=validation, seed=0)
+    load = functools.partial(shards.load, source, asked=Reading(), validation=validation)
     whole = load(Alone())
     read = ranks.together(3, load)
     for name in ("x_train", "y_train", "x_test", "y_test"):
@@ -322,7 +323,7 @@ def test_a_bad_value_is_named_on_every_rank(tmp_path, rng):
 
     def run(communicator):
         with pytest.raises(bn.data.DataError, match=r"bad, x: expected finite numbers, got nan in row 40, column"):
-            shards.load(str(tmp_path / "bad"), communicator, label=None, task="auto", test=0.2, validation=0.1, seed=0)
+            shards.load(str(tmp_path / "bad"), communicator, Reading(), validation=0.1)
 
     ranks.together(2, run)
 

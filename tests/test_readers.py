@@ -16,7 +16,9 @@ import pytest
 
 from bnengine import data
 from bnengine.data import labels, readers
-from bnengine.data.readers import DataError, read_csv, read_idx, read_npz
+from bnengine.data.layout import Wanted
+from bnengine.data.readers import DataError, read_idx, read_npz
+from bnengine.data.tables import read_table
 
 TERABYTES = 2**43
 
@@ -135,18 +137,18 @@ def test_an_idx_file_of_too_many_dimensions_is_refused():
 def test_one_long_label_does_not_cost_every_row_its_length():
     Path("data.csv").write_text("a,y\n" + "1,x\n2,z\n" * 5000 + f"3,{'long' * 30_000}\n")
     tracemalloc.start()
-    table = read_csv(Path("data.csv"))
+    table = read_table(Path("data.csv"), Wanted())
     assert tracemalloc.get_traced_memory()[1] < 2**23  # as NumPy's text it would be 4.8 GB
     tracemalloc.stop()
     assert (table.y[0], len(table.y[-1]), table.lines[-1]) == ("x", 120_000, 10_002)
     Path("data.csv").write_text(f"a,y\n1,{'x' * 200_000}\n")
     with pytest.raises(DataError, match="field larger than field limit"):
-        read_csv(Path("data.csv"))
+        read_table(Path("data.csv"), Wanted())
 
 
 def test_a_row_that_spans_lines_is_named_by_its_last():
     Path("data.csv").write_text('a,y\n1,"two\nlines"\n\n2,x\n')
-    table = read_csv(Path("data.csv"))
+    table = read_table(Path("data.csv"), Wanted())
     assert list(table.lines) == [3, 5]
     with pytest.raises(DataError, match=r"data.csv, line 5: label 'x' is none of the classes two"):
         labels.class_numbers(table.y, ["two\nlines"], "data.csv", table.lines)

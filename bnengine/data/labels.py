@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
 import numpy as np
 
-from .readers import DataError, HostArray, Table, is_number
+from .layout import Table, is_number
+from .readers import DataError, HostArray
 
 MOST_CLASSES = 50
 """Different whole numbers that are taken for classes where nobody says what they are."""
+
+
+MANY_CLASSES = 20
+"""More classes than this whose names are numbers may be values."""
 
 
 def targets(path: Path, name: str, y: HostArray, rows: int) -> HostArray:
@@ -23,6 +28,11 @@ def targets(path: Path, name: str, y: HostArray, rows: int) -> HostArray:
     return y.reshape(rows)
 
 
+def of_kind(y: HostArray, task: str, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
+    """Labels of other rows as numbers of these classes, or as values."""
+    return class_numbers(y, classes, where, lines) if task == "classification" else values(y, where)
+
+
 def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Sequence[int] = ()) -> HostArray:
     """Labels as numbers of these classes; a label that is none of them is refused, with its line where known."""
     found = _as_numbers(y)
@@ -30,9 +40,14 @@ def class_numbers(y: HostArray, classes: Sequence[str], where: str, lines: Seque
     numbers = {name: i for i, name in enumerate(classes)}
     for row, name in enumerate(names):
         if name not in numbers:
-            place = f"line {lines[row]}" if lines else f"row {row}"
-            raise DataError(f"{where}, {place}: label {name!r} is none of the classes {', '.join(classes)}")
+            raise DataError(
+                f"{where}, {_place(row, lines)}: label {name!r} is none of the classes {', '.join(classes)}"
+            )
     return np.asarray([numbers[name] for name in names], np.int64)
+
+
+def _place(row: int, lines: Sequence[int]) -> str:
+    return f"line {lines[row]}" if lines else f"row {row}"
 
 
 def values(y: HostArray, where: str) -> HostArray:
@@ -48,16 +63,34 @@ def refuse_strays(path: Path, table: Table) -> None:
     """Refuse labels that are numbers but for some, which would make a class of each number."""
     if _as_numbers(table.y) is not None:
         return
-    found = np.asarray([_number(value) for value in table.y])
-    numbers = found[np.isfinite(found)]
+    values = {label: _number(label) for label in set(table.y)}
+    numbers = np.asarray([value for value in values.values() if math.isfinite(value)])
     classes = _whole(numbers) and len(np.unique(numbers)) <= MOST_CLASSES
-    for label, line, value in zip(table.y, table.lines, found, strict=True):
-        stray = not math.isfinite(value) and (not classes or is_number(label))
-        if numbers.size and stray:
+    strays = {
+        label for label, value in values.items() if not math.isfinite(value) and (not classes or is_number(label))
+    }
+    for row, label in enumerate(table.y) if numbers.size and strays else ():
+        if label in strays:
             raise DataError(
-                f"{path}, line {line}: label {str(label)!r} is no finite number, others are; "
+                f"{path}, {_place(row, table.lines)}: label {str(label)!r} is no finite number, others are; "
                 "mend it, or --task classification takes labels as names"
             )
+
+
+def doubts(name: str, y: HostArray, task: str, classes: Sequence[str], *, asked: str) -> Iterator[str]:
+    """What may be wrong with a label called `name` of this kind: a line each. `y` is class numbers or values."""
+    if task == "regression":
+        if _whole(y) and len(y) > MOST_CLASSES and len(np.unique(y)) == len(y) == np.ptp(y) + 1:
+            yield f"the label {name} numbers the rows, as an identifier does; --label names another column"
+        return
+    counts = np.bincount(y, minlength=len(classes))
+    if len(classes) == len(y):
+        yield f"the label {name} has another value in each row, as an identifier has; --label names another column"
+    elif (counts == 1).any():
+        alone = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+        yield f"the label {name} has {len(alone)} classes with one row: {', '.join(alone[:5])}{', ...' * (len(alone) > 5)}"
+    if asked == "auto" and len(classes) > MANY_CLASSES and all(is_number(text) for text in classes):
+        yield f"the label {name} has {len(classes)} different whole numbers, taken as classes; --task regression?"
 
 
 def _number(text: Any) -> float:

@@ -1,4 +1,4 @@
-"""Readers of CSV, npz and IDX files.
+"""Readers of npz, npy and IDX files.
 
 A file may come from anybody: nothing in it is run, and nothing that it claims about itself is believed. What its
 headers announce is held against the size of the file before memory is taken for it.
@@ -6,17 +6,14 @@ headers announce is held against the size of the file before memory is taken for
 
 from __future__ import annotations
 
-import csv
 import gzip
 import hashlib
 import math
 import struct
 import zipfile
 import zlib
-from array import array
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,131 +30,24 @@ class DataError(ValueError):
     """Data that cannot be used; the message names the file and the place in it."""
 
 
-class Table(NamedTuple):
-    """A CSV file."""
-
-    columns: list[str]
-    """Names of the feature columns."""
-    label: str | None
-    """Name of the label's column."""
-    x: HostArray
-    """Shape (rows, columns), float64."""
-    y: HostArray
-    """The labels as text, empty where there are none."""
-    lines: Sequence[int]
-    """The line of the file on which each row ends."""
-
-
-def read_csv(path: Path, *, label: str | None = None, columns: Sequence[str] = (), labelled: bool = True) -> Table:
-    """A CSV file with a header.
-
-    The features are `columns` in that order where given, else all columns but the label, which is the
-    last one by default. Not `labelled`: there is no label.
-    """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)  # refuses a field of more than 131,072 characters
-            header = _csv_header(path, reader)
-            target = _position(path, header, "-1" if label is None else label) if labelled else None
-            return _csv_rows(path, reader, header, _chosen(path, header, target, columns), target)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as CSV: {error}") from error
-
-
-def _csv_header(path: Path, reader: Iterator[list[str]]) -> list[str]:
-    header = [name.strip() for name in next(reader, [])]
-    if not header:
-        raise DataError(f"{path}: expected a header in the first line, got an empty file")
-    if len(header) == 1 and (separator := next((s for s in ";\t|" if s in header[0]), None)):
-        raise DataError(f"{path}: expected columns separated by commas, but {separator!r} separates them")
-    if len(set(header)) < len(header):
-        raise DataError(f"{path}: expected a header with a different name for each column, got {header}")
-    numbers = [name for name in header if is_number(name)]
-    if len(numbers) == len(header) or any("." in name or "-" in name for name in numbers):
-        raise DataError(f"{path}: expected a header in the first line, got numbers: {', '.join(numbers[:5])}")
-    return header
-
-
-def _chosen(path: Path, header: list[str], target: int | None, columns: Sequence[str]) -> list[int]:
-    """Positions of the feature columns."""
-    missing = [name for name in columns if name not in header]
-    if missing:
-        raise DataError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
-    chosen = [header.index(name) for name in columns] or [i for i in range(len(header)) if i != target]
-    if not chosen:
-        raise DataError(f"{path}: expected a label and at least one feature column, got {header}")
-    return chosen
-
-
-def _csv_rows(path: Path, reader: Any, header: list[str], chosen: list[int], target: int | None) -> Table:
-    """The rows below the header: a number takes 8 bytes, however many there are."""
-    numbers, labels, lines = array("d"), [], array("q")
-    seen: dict[str, str] = {}
-    for row in reader:
-        line = reader.line_num
-        if not row:
-            continue
-        if len(row) != len(header):
-            raise DataError(f"{path}, line {line}: expected {len(header)} columns, got {len(row)}")
-        numbers.extend([_number(path, line, header[column], row[column]) for column in chosen])
-        if target is not None:
-            text = _text(path, line, header[target], row[target])
-            labels.append(seen.setdefault(text, text))
-        lines.append(line)
-    if not lines:
-        raise DataError(f"{path}: expected rows below the header, got none")
-    x = np.frombuffer(numbers).reshape(len(lines), len(chosen))
-    y = np.asarray(labels, object)  # NumPy's own text would give every row the room of the longest
-    return Table([header[column] for column in chosen], None if target is None else header[target], x, y, lines)
-
-
-def _position(path: Path, header: list[str], name: str) -> int:
-    if name in header:
-        return header.index(name)
-    try:
-        return range(len(header))[int(name)]
-    except (ValueError, IndexError):
-        raise DataError(f"{path}: no column {name!r}; its columns are {', '.join(header)}") from None
-
-
-def _number(path: Path, line: int, column: str, text: str) -> float:
-    if not text.strip():
-        raise DataError(f"{path}, line {line}, column {column}: missing value; fill it or leave the row out")
-    try:
-        value = float(text)
-    except ValueError:
-        raise DataError(f"{path}, line {line}, column {column}: expected a number, got {text!r}") from None
-    if not math.isfinite(value):
-        raise DataError(f"{path}, line {line}, column {column}: expected a finite number, got {text!r}")
-    return value
-
-
-def _text(path: Path, line: int, column: str, text: str) -> str:
-    if not text.strip():
-        raise DataError(f"{path}, line {line}, column {column}: missing label; fill it or leave the row out")
-    return text.strip()
-
-
-def is_number(text: str) -> bool:
-    """Whether it can be read as one, NaN and infinities too."""
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def read_npz(path: Path) -> dict[str, HostArray]:
     """The arrays of an npz file; pickled objects are refused, and so is a header that claims too much."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
             _check_sizes(path, members)
-            return {member.filename.removesuffix(".npy"): _read_npy(path, archive, member) for member in members}
+            return _rename(
+                {member.filename.removesuffix(".npy"): _read_npy(path, archive, member) for member in members}
+            )
     except DataError:
         raise
     except Exception as error:  # whatever zipfile, zlib and NumPy's parser of headers make of damaged bytes
         raise DataError(f"{path}: cannot be read as npz: {str(error) or type(error).__name__}") from error
+
+
+def _rename(arrays: dict[str, HostArray]) -> dict[str, HostArray]:
+    """Keras' names, x_train and y_train, as x and y."""
+    return {name if (short := name.removesuffix("_train")) in arrays else short: a for name, a in arrays.items()}
 
 
 def _check_sizes(path: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -207,7 +97,7 @@ def _npy_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def read_npy(directory: Path) -> dict[str, HostArray]:
     """The arrays of the .npy files in a directory by their names, left on the disk until they are used."""
-    return {path.stem: open_array(path) for path in sorted(directory.glob("*.npy"))}
+    return _rename({path.stem: open_array(path) for path in sorted(directory.glob("*.npy"))})
 
 
 def open_array(path: Path) -> HostArray:

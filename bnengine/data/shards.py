@@ -16,6 +16,7 @@ import numpy as np
 
 from ..parallel import Communicator
 from .readers import DataError, HostArray, open_array
+from .reading import Reading
 from .sets import Dataset, read_dataset
 from .sources import Arrays, Source, open_source
 
@@ -30,9 +31,7 @@ class Parts(NamedTuple):
     """Mean and standard deviation of the training targets in regression, which learns standardised ones."""
 
 
-def load(
-    source: str, ranks: Communicator, *, label: str | None, task: str, test: float, validation: float, seed: int
-) -> Parts:
+def load(source: str, ranks: Communicator, asked: Reading, *, validation: float) -> Parts:
     """This process's share of the rows of a data set, of which the part `validation` of the training rows is held out.
 
     Raises
@@ -42,8 +41,8 @@ def load(
     """
 
     def split() -> Source:
-        found = _standardize_targets(open_source(source, label=label, task=task, test=test, seed=seed))
-        return found.hold_out(validation, seed) if validation > 0 else found
+        found = _standardize_targets(open_source(source, asked))
+        return found.hold_out(validation, asked.seed) if validation > 0 else found
 
     if ranks.size == 1:
         return _read(split(), ranks)

@@ -67,5 +67,5 @@ def _check_array(name: str, value: HostArray) -> HostArray:
     return value
 
 
-def check_part(name: str, value: float) -> None:
-    number(name, value, math.ulp(0.0), math.nextafter(1, 0), words="a part between 0 and 1")
+def check_part(name: str, value: float, *, least: float = math.ulp(0.0)) -> None:
+    number(name, value, least, math.nextafter(1, 0), words="a part between 0 and 1")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from .._typing import (
     Transport,
 )
 from ..arguments import ConfigError
+from ..data.reading import Reading
 from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option, read_toml
 
 PART = "a part between 0 and 1"
@@ -29,7 +30,10 @@ NETWORK = (
 )
 """Options that a network follows from: a run that starts from another's has the same."""
 
-ROWS = ("data", "label", "task", "test", "validation", "seed", "dtype")
+ROWS = (
+    *("data", "test_data", "label", "features", "drop", "delimiter", "missing", "text"),
+    *("task", "test", "validation", "seed", "dtype"),
+)
 """Options that rows follow from: those of the run that a run starts from, where they are not given."""
 
 
@@ -39,18 +43,42 @@ class Config(Options):
 
     COMMAND = "train"
 
-    data: str = option("digits", "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv or a directory of IDX files")
+    data: str = option(
+        "digits",
+        "digits, breast-cancer, fashion-mnist, FILE.npz, FILE.csv, FILE.tsv (also .gz), FILE.parquet, - for a CSV by standard input, "
+        "or a directory of IDX files",
+    )
     label: str | None = option(
         None,
         "column of a CSV file to predict, by name or position (0 is the first, -1 the last); the last where not given",
+    )
+    features: tuple[str, ...] = option(
+        (), "columns of a CSV file to learn from, by name or position; all but the label where not given"
+    )
+    drop: tuple[str, ...] = option((), "columns of a CSV file to leave out, by name or position")
+    delimiter: str | None = option(
+        None,
+        "what separates the columns of a CSV file: a character, or comma, semicolon, tab, space; "
+        "where not given, what its first lines show",
+    )
+    missing: Literal["refuse", "impute"] = option(
+        "refuse",
+        "missing values of a CSV file (empty, NA, N/A, nan, null, None, ?); impute: the median of the training rows, and "
+        "a feature that says where",
+    )
+    text: Literal["refuse", "onehot"] = option(
+        "refuse", "columns of text of a CSV file; onehot: a feature for each different text"
     )
     task: Literal["auto", "classification", "regression"] = option(
         "auto", "kind of label; auto: text and few different whole numbers are classes"
     )
     test: float = option(
         0.2,
-        "part of the rows held out for testing, where the data has no test part",
-        within=Range(PART, math.ulp(0.0), 1),
+        "part of the rows held out for testing, where the data has no test part; 0: train on all of them",
+        within=Range(PART, 0, 1),
+    )
+    test_data: str | None = option(
+        None, "a second CSV or npz file, of the same columns and classes, to test on; then no row of --data is held out"
     )
     validation: float = option(
         0.1, "part of the training rows held out for validation; 0: none", within=Range(PART, 0, 1)
@@ -126,10 +154,16 @@ class Config(Options):
         if self.resume and self.out is None:
             raise ConfigError("resume: name the run with --out")
 
+    def reading(self) -> Reading:
+        """How the data is read."""
+        names = {field.name for field in dataclasses.fields(Reading)} & set(fields(Config))
+        return Reading(**{name: getattr(self, name) for name in names})
+
     def kept(self) -> dict[str, Any]:
         """What the run is, without what is not set and where it goes."""
         kept = {name: getattr(self, name) for name, field in fields(Config).items() if field.compare}
-        return {name: value for name, value in kept.items() if value is not None} | {"hidden": list(self.hidden)}
+        kept = {name: list(value) if isinstance(value, tuple) else value for name, value in kept.items()}
+        return {name: value for name, value in kept.items() if value is not None}
 
     def changed(self, now: Config) -> str | None:
         """The first option in which a run that goes on differs; more epochs of a constant schedule are no change."""

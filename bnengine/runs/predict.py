@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import NoneType
 from typing import Any
@@ -17,8 +18,12 @@ from ..backends import Backend
 from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
 from ..data import labels, readers, sets
+from ..data.encoding import Encoding
+from ..data.inputs import STANDARD_INPUT
+from ..data.layout import Table, Wanted
 from ..data.readers import DataError, HostArray
-from ..data.sources import as_features
+from ..data.sources import as_features, check_regular, open_source
+from ..data.tables import is_table, read_table
 from ..networks import Sequential
 from ..parallel import Alone
 from ..training.evaluation import evaluate, predict
@@ -27,6 +32,8 @@ from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
 from .classes import class_figures
 from .config import Config, read_config
+
+Tell = Callable[[str], None]
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
@@ -43,27 +50,39 @@ DESCRIPTION: dict[str, tuple[type, ...]] = {
 """What the metadata of a run's network holds."""
 
 
+def ignore(line: str) -> None:
+    """Tell nobody."""
+
+
 def evaluate_run(
     run: str,
     *,
     source: str | None = None,
     label: str | None = None,
+    delimiter: str | None = None,
     backend: BackendName = "auto",
     device: str | None = None,
+    tell: Tell = ignore,
 ) -> dict[str, Any]:
-    """Metrics of a trained run on the test part of its own data, or on other data."""
+    """Metrics of a trained run on the test part of its own data, or on other data; `tell` gets a line of warning."""
     if label is not None and source is None:
         raise ConfigError("label: says which column of --data holds the labels, but data is not given")
     config, loaded, place = _load_run(run, backend, device)
     task, target = loaded.metadata["task"], (loaded.metadata["target_mean"], loaded.metadata["target_std"])
     if source is None:
-        dataset = sets.load(config.data, label=config.label, task=task, test=config.test, seed=config.seed)
+        if config.data == STANDARD_INPUT:
+            raise ConfigError("data: the run read its rows by standard input; name other rows with --data")
+        dataset = sets.read_dataset(open_source(config.data, replace(config.reading(), task=task)))
         for names in ("classes", "columns"):
             if list(getattr(dataset, names)) != loaded.metadata[names]:
                 raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
+        if dataset.encoding != _encoding(loaded):
+            raise DataError(f"{config.data}: its values are no longer those that the run was trained on")
+        if not len(dataset.y_test):
+            raise ConfigError(f"data: the run was trained on all rows of {config.data}; name other rows with --data")
         x, y, name = dataset.x_test, dataset.y_test, f"{dataset.name}, test part"
     else:
-        x, y = _read_labelled(source, label, loaded)
+        x, y = _read_labelled(source, label, delimiter, loaded, tell)
         name = source
     _check_features(x, loaded, source or config.data)
     metrics = measure(loaded.net, loaded, (x, y), task, target, backend=place)
@@ -89,14 +108,21 @@ def measure(
 
 
 def predict_run(
-    run: str, source: str, *, backend: BackendName = "auto", device: str | None = None
+    run: str,
+    source: str,
+    *,
+    delimiter: str | None = None,
+    backend: BackendName = "auto",
+    device: str | None = None,
+    tell: Tell = ignore,
 ) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the predictions of a trained run for raw rows of data.
 
-    Classes come with their probabilities, values in the units of the training targets.
+    Classes come with their probabilities, values in the units of the training targets. `tell` gets a line on
+    missing values that were filled, and one on texts that the training file had not.
     """
     _, loaded, place = _load_run(run, backend, device)
-    x = _read_unlabelled(source, loaded)
+    x = _read_unlabelled(source, delimiter, loaded, tell)
     _check_features(x, loaded, source)
     with np.errstate(over="ignore", invalid="ignore"):  # refused next
         outputs = predict(loaded.net, loaded.params, loaded.state, x, backend=place).astype(np.float64)
@@ -145,6 +171,12 @@ def _check_metadata(path: Path, loaded: Loaded) -> None:
         if not isinstance(loaded.metadata.get(name), kinds):
             raise CheckpointError(f"{path}: no {name} in its metadata, so it is no network of a run")
     found, net = loaded.metadata, loaded.net
+    try:
+        features = _encoding(loaded).features
+    except ValueError as error:
+        raise CheckpointError(f"{path}: encoding in its metadata: {error}") from error
+    if features and list(features) != found["columns"]:
+        raise CheckpointError(f"{path}: its metadata describes columns that do not become its features")
     names = [*found["classes"], *found["columns"]]
     outputs = len(found["classes"]) if found["task"] == "classification" else 1
     if found["features"] != net.inputs or outputs != net.outputs or not all(isinstance(name, str) for name in names):
@@ -163,13 +195,37 @@ def _gap_from(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> d
     return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
 
 
-def _read_labelled(source: str, label: str | None, loaded: Loaded) -> tuple[HostArray, HostArray]:
+def _encoding(loaded: Loaded) -> Encoding:
+    return Encoding.from_metadata(loaded.metadata.get("encoding"))
+
+
+def _read_table(source: str, loaded: Loaded, tell: Tell, **wanted: Any) -> Table:
+    """The run's columns of a table, as the network takes them."""
+    encoding = _encoding(loaded)
+    columns = [column.name for column in encoding.columns] or loaded.metadata["columns"]
+    more: dict[str, Any] = {
+        "columns": columns,
+        "impute": encoding.impute,
+        "one_hot": encoding.text_columns,
+        "hints": False,
+    }
+    if source != STANDARD_INPUT:
+        check_regular(Path(source))
+    table = read_table(Path(source), Wanted(**wanted, **more))
+    for line in encoding.remarks("standard input" if source == STANDARD_INPUT else source, table):
+        tell(line)
+    return table._replace(x=encoding.apply(table))
+
+
+def _read_labelled(
+    source: str, label: str | None, delimiter: str | None, loaded: Loaded, tell: Tell
+) -> tuple[HostArray, HostArray]:
     """(x, y) to evaluate on: the test part where the source has one, else all of its rows."""
     task, classes, path = loaded.metadata["task"], loaded.metadata["classes"], Path(source)
     lines: Sequence[int] = ()
-    if path.suffix == ".csv" and path.is_file():
-        label = label or loaded.metadata["label"]
-        *_, x, y, lines = readers.read_csv(path, label=label, columns=loaded.metadata["columns"])
+    if is_table(source):
+        table = _read_table(source, loaded, tell, label=label or loaded.metadata["label"], delimiter=delimiter)
+        x, y, lines = table.x, table.y, table.lines
     elif path.suffix == ".npz" and path.is_file():
         arrays = readers.read_npz(path)
         suffix = "_test" if "x_test" in arrays else ""
@@ -180,13 +236,13 @@ def _read_labelled(source: str, label: str | None, loaded: Loaded) -> tuple[Host
     else:
         dataset = sets.load(source, label=label, task=task)
         return dataset.x_test, dataset.y_test
-    return x, labels.class_numbers(y, classes, source, lines) if task == "classification" else labels.values(y, source)
+    return x, labels.of_kind(y, task, classes, source, lines)
 
 
-def _read_unlabelled(source: str, loaded: Loaded) -> HostArray:
+def _read_unlabelled(source: str, delimiter: str | None, loaded: Loaded, tell: Tell) -> HostArray:
     path = Path(source)
-    if path.suffix == ".csv" and path.is_file():
-        return readers.read_csv(path, columns=loaded.metadata["columns"], labelled=False).x
+    if is_table(source):
+        return _read_table(source, loaded, tell, labelled=False, delimiter=delimiter).x
     if path.suffix == ".npz" and path.is_file():
         arrays = readers.read_npz(path)
         if "x" not in arrays:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ..backends import Backend
 from ..backends import backend as make_backend
 from ..data import batches as batches_of
 from ..data import shards
+from ..data.inputs import Watch
 from ..data.readers import DataError, HostArray
 from ..data.sets import Dataset, fingerprint
 from ..networks import Sequential, mlp
@@ -51,11 +52,11 @@ class Problem:
     """The network that it starts from, where it is another run's."""
 
     @classmethod
-    def of(cls, config: Config, ranks: Communicator) -> Problem:
+    def of(cls, config: Config, ranks: Communicator, watch: Watch | None = None) -> Problem:
         """What the options say, made: data read, network built, ranks agreed."""
         backend = make_backend(config.backend, dtype=config.dtype, device=config.device)
-        options = {name: getattr(config, name) for name in ("label", "task", "test", "validation", "seed")}
-        parts = shards.load(config.data, ranks, **options)
+        asked = replace(config.reading(), watch=watch)
+        parts = shards.load(config.data, ranks, asked, validation=config.validation)
         begin = load_beginning(config, parts, backend) if config.start else None
         dataset, validation, target = in_its_scale(parts, begin.target) if begin else parts
         lengths = len(dataset.y_train), len(validation[1]) if validation else 0, len(dataset.y_test)
@@ -99,6 +100,7 @@ class Problem:
             "classes": self.dataset.classes,
             "columns": self.dataset.columns,
             "label": self.dataset.label,
+            "encoding": self.dataset.encoding.to_metadata(),
             "features": self.dataset.features,
             "target_mean": self.target[0],
             "target_std": self.target[1],
@@ -120,9 +122,11 @@ class Problem:
         """What is about to be trained, for a person."""
         train, held, test = self.counts
         rows = f"{train} training" + (f", {held} validation" if held else "")
+        rows += f", {test} test rows" if test else " rows, none for testing"
         task = f"{len(self.dataset.classes)} classes" if self.dataset.task == "classification" else "regression"
-        return (
-            f"{self.dataset.name}: {rows}, {test} test rows, {quantity(self.dataset.features, 'feature')}, "
+        read = "".join(f"{line}\n" for line in (*self.dataset.notes, f"predicting {self.dataset.predicts}"))
+        return read + (
+            f"{self.dataset.name}: {rows}, {quantity(self.dataset.features, 'feature')}, "
             f"{task}\n{self.net.summary()}\n{self._beginning_words()}{self.config.optimizer}, {self.backend.name} {self.config.dtype}, "
             f"kernels {kernels_in_use(self.backend)}"
             f"{f', {self.ranks.size} ranks' if self.ranks.size > 1 else ''}, writing to {directory}"
@@ -200,8 +204,11 @@ def _refuse_what_float32_loses(dataset: Dataset, ranks: Communicator) -> None:
     x = dataset.x_train
     with np.errstate(over="ignore", invalid="ignore"):  # refused below
         mean = ranks.sum(x.sum(axis=0, dtype=np.float64)) / ranks.sum(np.asarray([len(x)]))
-        spread = np.sqrt(ranks.sum(np.square(x - mean).sum(axis=0)) / ranks.sum(np.asarray([len(x)])))
-    largest = np.max(ranks.gather(np.abs(x).max(axis=0, initial=0).astype(np.float64)), axis=0)
+        blocks = np.array_split(x, len(x) // 2**16 + 1)  # of all rows at once two more arrays would be held
+        squares = np.sum([np.square(block - mean).sum(axis=0) for block in blocks], axis=0)
+        spread = np.sqrt(ranks.sum(squares) / ranks.sum(np.asarray([len(x)])))
+    own = np.max([np.abs(block).max(axis=0, initial=0) for block in blocks], axis=0).astype(np.float64)
+    largest = np.max(ranks.gather(own), axis=0)
     lost = (spread > 0) & (largest * 2.0**-25 > 0.1 * spread)  # a quarter of a unit in the last place
     for column in np.flatnonzero(lost | (largest > 1e18))[:1]:
         name = dataset.columns[column] if dataset.columns else column

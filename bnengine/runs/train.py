@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, files
+from ..data.inputs import Watch
 from ..parallel import Alone, Communicator, Shares
 from ..training.fitting import Fitted, NonFiniteError, fit
 from ..training.running_statistics import recalibrate, statistics_gap
@@ -39,6 +40,8 @@ def train(
     *,
     communicator: Communicator | None = None,
     on_start: Callable[[str], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
+    on_read: Watch | None = None,
     on_epoch: EpochCallback | None = None,
     progress: Progress | None = None,
 ) -> tuple[Path, dict[str, Any]]:
@@ -55,7 +58,10 @@ def train(
     """
     ranks = communicator or Alone()
     ranks.agree({**dataclasses.asdict(config), "version": __version__, "numpy": np.__version__})
-    problem = Problem.of(config, ranks)
+    problem = Problem.of(config, ranks, on_read)
+    if on_warning is not None:
+        for line in problem.dataset.warnings:
+            on_warning(line)
     with ExitStack() as held:
         directory, start, note = ranks.once(lambda: _open(problem, held))
         if on_start is not None:
@@ -132,10 +138,13 @@ def _fit(
 def _summarize(problem: Problem, fitted: Fitted) -> dict[str, Any]:
     dataset, config, net, ranks = problem.dataset, problem.config, problem.net, problem.ranks
     where: dict[str, Any] = {"backend": problem.backend, "communicator": ranks}
-    rows = dataset.x_test, dataset.y_test
-    test = measure(net, fitted, rows, dataset.task, problem.target, **where)
     classified = dataset.task == "classification"
-    classes = class_figures(net, fitted, rows, dataset.classes, problem.backend, ranks) if classified else {}
+    test: dict[str, Any] = {"loss": None, "accuracy" if classified else "r2": None}
+    classes: dict[str, Any] = {}
+    if problem.counts[2]:
+        rows = dataset.x_test, dataset.y_test
+        test = measure(net, fitted, rows, dataset.task, problem.target, **where)
+        classes = class_figures(net, fitted, rows, dataset.classes, problem.backend, ranks) if classified else {}
     some = problem.train[0][: Shares.of(ranks, len(problem.train[0])).head(10_000)]
     precise = recalibrate(net, fitted.params, fitted.state, some, batch_size=config.batch_size, **where)
     return {

@@ -70,7 +70,7 @@ GROUPS = {
         1,
     ),
     "checkpoints": (["checkpoints.py"], ["test_checkpoints.py", "test_layers.py", "-k", QUICK], 1),
-    "data": (["data/*.py"], ["test_data.py", "test_readers.py"], 1),
+    "data": (["data/*.py"], ["test_data.py", "test_readers.py", "test_tables.py"], 1),
 }
 """Modules, the tests beside them, and their share of the faults."""
 
