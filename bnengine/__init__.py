@@ -6,6 +6,7 @@ from . import data, layers, optimizers
 from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
+from .fully_connected import mlp
 from .functional import (
     Gradients,
     LinearGradients,
@@ -25,12 +26,12 @@ from .functional import (
 )
 from .functional.activations import *  # so that a new one is named in its file alone
 from .layers import *
-from .networks import Residual, Sequential, mlp
+from .networks import Residual, Sequential
 from .optimizers import Optimizer
 from .training.evaluation import evaluate, predict
-from .training.fitting import Fitted, NonFiniteError, fit
+from .training.fitted import Fitted, NonFiniteError
+from .training.fitting import Settings, fit
 from .training.running_statistics import precise_statistics, recalibrate, statistics_gap
-from .training.settings import Settings
 from .training.step import train_step
 
 __all__ = [

@@ -85,19 +85,8 @@ AllReduce: TypeAlias = Callable[[Native], Native]
 
 # ---- words, which are checked at run time as `typing.get_args` gives them, or as the keys of the table in their name
 
-ActivationName: TypeAlias = Literal[
-    "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "softplus", "sigmoid", "tanh", "identity"
-]
-"""The rows of `functional.ACTIVATIONS`."""
-
 FusedActivation: TypeAlias = Literal["relu"] | None
 """What the kernels of batch normalisation compute along with it."""
-
-LossName: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
-"""The rows of `functional.LOSSES`."""
-
-OptimizerName: TypeAlias = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "nadam", "lion"]
-"""The rows of `optimizers.BY_NAME`."""
 
 Initialization: TypeAlias = Literal["he", "glorot", "lecun", "normal"]
 NormPosition: TypeAlias = Literal["pre", "post"]

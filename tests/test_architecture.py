@@ -74,9 +74,9 @@ def test_the_public_surface_is_what_all_says():
 @pytest.mark.parametrize(
     ("words", "table"),
     [
-        (_typing.ActivationName, functional.ACTIVATIONS),
-        (_typing.LossName, functional.LOSSES),
-        (_typing.OptimizerName, bn.optimizers.BY_NAME),
+        (functional.activations.ActivationName, functional.ACTIVATIONS),
+        (functional.losses.LossName, functional.LOSSES),
+        (bn.optimizers.OptimizerName, bn.optimizers.BY_NAME),
         (_typing.Library, backends._NAMESPACES),
         (_typing.Implementation, ["reference", *itertools.chain(*kernels.FAST.values())]),
     ],

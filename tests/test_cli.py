@@ -241,7 +241,7 @@ def test_without_normalisation_a_batch_may_be_a_row(capsys):
     np.savez("rows.npz", x=np.arange(12.0)[:, None] % 2, y=np.arange(12) % 2)
     options = ["--data", "rows.npz", "--batch-size", 1, "--epochs", 2, "--validation", 0, "--hidden", 4, "--out", "run"]
     status, out, _ = run(capsys, "train", *options, "--norm", "none", "--precise-bn")
-    assert (status, out.splitlines()[0]) == (0, "rows: 9 training, 3 test rows, 1 feature, 2 classes")
+    assert (status, out.splitlines()[1]) == (0, "rows: 9 training, 3 test rows, 1 feature, 2 classes")
     assert json.loads(Path("run/summary.json").read_text())["steps"] == 18
 
 

@@ -10,9 +10,11 @@ from typing import Any, cast
 
 import numpy as np
 
-from .._typing import ActivationName, DTypeName, Library, Native, OptimizerName
+from .._typing import DTypeName, Library, Native
 from ..backends import as_numpy, backend
-from ..networks import mlp
+from ..fully_connected import mlp
+from ..functional.activations import ActivationName
+from ..optimizers import OptimizerName
 from .timing import Contender, nothing
 
 CHECKED = 6

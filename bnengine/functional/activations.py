@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from array_api_compat import array_namespace
 
-from .._typing import ActivationName, Array, Initialization
+from .._typing import Array, Initialization
 from ..arguments import number
 from ..kernels import select
 from . import checks
@@ -35,6 +35,11 @@ __all__ = [
     "tanh",
     "tanh_backward",
 ]
+
+ActivationName: TypeAlias = Literal[
+    "relu", "leaky_relu", "gelu", "silu", "elu", "selu", "softplus", "sigmoid", "tanh", "identity"
+]
+"""The rows of `functional.ACTIVATIONS`."""
 
 SELU_ALPHA, SELU_SCALE = 1.6732632423543772, 1.0507009873554805
 """With these, mean 0 and variance 1 are a fixed point (Klambauer et al. 2017, arXiv:1706.02515, equation 14)."""

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array, LossName, Native
+from .._typing import Array, Native
 from ..arguments import one_of
 from ..kernels import select
 from . import checks
+
+LossName: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
+"""The rows of `functional.LOSSES`."""
 
 Loss: TypeAlias = Callable[[Native, Native], tuple[Array, Array]]
 """From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs."""

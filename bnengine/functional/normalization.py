@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from .._typing import AllReduce, Array, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import library, reference, select
 from ..kernels.reference import Affine, Moments
 from . import checks
-
-FAR = 1000.0
-"""Standard deviations from zero up to which a mean over ranks needs one sum only."""
+from .ranks import moments_over_ranks, refuse_too_few
 
 
 class _Residuals(NamedTuple):
@@ -166,10 +164,10 @@ def batch_norm(
     kernels = select(x, impl)
     count = reference._count(x, axis)
     if all_reduce is None:
-        _enough(count, x)
+        refuse_too_few(count, x)
         y, m = kernels.forward(x, affine, axis)
     else:
-        m, count = _moments_over_ranks(kernels, x, axis, count, all_reduce)
+        m, count = moments_over_ranks(kernels, x, axis, count, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
     return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce, _version(x))
 
@@ -358,14 +356,6 @@ def _version(x: Any) -> int | None:
     return version
 
 
-def _enough(count: int, x: Array, where: str = "") -> None:
-    if count < 2:
-        raise ValueError(
-            f"x: expected at least 2 values for each channel in training, got {count}{where} "
-            f"(shape {checks.shape(x)}); use a larger batch, or normalize with given statistics"
-        )
-
-
 def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
     """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
     xp, dtype = array_namespace(x), reference.statistics_dtype(x)
@@ -374,37 +364,6 @@ def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
     rounded = xp.astype(m, dtype)
     return Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
-
-
-def _moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduce: AllReduce) -> tuple[Moments, int]:
-    """Moments of the batch that all ranks hold together, merged by counts (Chan, Golub and LeVeque 1979).
-
-    The squares of each rank are about its own mean. How far the means lie apart takes the mean of all: one sum
-    about zero tells it to 1e-9 of the variance in float64, unless some mean is more than FAR standard deviations
-    from zero. Then, and without float64, a second sum is taken about the mean that the first has given.
-    """
-    xp, dtype, channels = array_namespace(x), reference.statistics_dtype(x), x.shape[axis]
-    wide, place = reference._float64(x) or dtype, device(x)
-    if count:
-        mean, remainder, var = (xp.astype(part, wide) for part in kernels.moments(x, axis))
-    else:
-        mean = remainder = var = xp.zeros((channels,), dtype=wide, device=place)
-    own = mean + remainder
-    parts = xp.asarray([count >> 12, count & 0xFFF], dtype=wide, device=place)  # float32 is exact to 2^24 only
-    total = all_reduce(xp.concat([own * count, (var + own * own) * count, parts]))
-    checks.floating("all_reduce", total)
-    n = int(total[-2]) * 4096 + int(total[-1])
-    _enough(n, x, " over all ranks")
-    mean_all, square = total[:channels] / n, total[channels : 2 * channels] / n
-    var_all, rest = square - mean_all * mean_all, xp.zeros_like(square)
-    limit = FAR * FAR if wide == xp.float64 else 0.0
-    if not bool(xp.all(mean_all * mean_all <= limit * var_all)):
-        delta, share = (mean - mean_all) + remainder, count / n
-        total = all_reduce(xp.concat([delta * share, (var + delta * delta) * share]))
-        rest, var_all = total[:channels], total[channels:] - total[:channels] * total[:channels]
-    rounded = xp.astype(mean_all, dtype)
-    remainder = xp.astype((mean_all - xp.astype(rounded, wide)) + rest, dtype)
-    return Moments(rounded, remainder, xp.astype(var_all, dtype)), n
 
 
 def _affine(

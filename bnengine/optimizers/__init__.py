@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from array_api_compat import array_namespace
 
@@ -358,6 +358,9 @@ def lion(
 def _lion(p: Array, g: Array, first: Array, *, rate: float, beta1: float, beta2: float) -> tuple[Array, Array]:
     return p - rate * array_namespace(p).sign(parts.average(first, g, beta1)), parts.average(first, g, beta2)
 
+
+OptimizerName: TypeAlias = Literal["sgd", "momentum", "nesterov", "rmsprop", "adam", "adamw", "nadam", "lion"]
+"""The rows of `optimizers.BY_NAME`."""
 
 BY_NAME: dict[str, Callable[..., Optimizer]] = {
     factory.__name__: factory for factory in (sgd, momentum, nesterov, rmsprop, adam, adamw, nadam, lion)

@@ -14,7 +14,7 @@ from ..data.readers import HostArray
 from ..networks import Sequential
 from ..parallel import Communicator
 from ..training.evaluation import predict
-from ..training.fitting import Fitted
+from ..training.fitted import Fitted
 
 COUNTED = 50
 """Classes, at most, of which the counts are kept."""

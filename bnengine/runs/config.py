@@ -8,18 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .._typing import (
-    ActivationName,
-    BackendName,
-    DTypeName,
-    Initialization,
-    NormPosition,
-    OnNonfinite,
-    OptimizerName,
-    Transport,
-)
+from .._typing import BackendName, DTypeName, Initialization, NormPosition, OnNonfinite, Transport
 from ..arguments import ConfigError
 from ..data.reading import Reading
+from ..functional.activations import ActivationName
+from ..optimizers import OptimizerName
 from ..options import NOT_NEGATIVE, POSITIVE, Options, Range, at_least, fields, option, read_toml
 
 PART = "a part between 0 and 1"

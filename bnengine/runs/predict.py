@@ -27,7 +27,7 @@ from ..data.tables import is_table, read_table
 from ..networks import Sequential
 from ..parallel import Alone
 from ..training.evaluation import evaluate, predict
-from ..training.fitting import Fitted
+from ..training.fitted import Fitted
 from ..training.running_statistics import precise_statistics, statistics_gap
 from . import run_directory
 from .classes import class_figures

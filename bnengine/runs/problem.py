@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from .. import __version__, checkpoints, kernels
-from .._typing import LossName
 from ..arguments import ConfigError, quantity
 from ..backends import Backend
 from ..backends import backend as make_backend
@@ -19,10 +18,12 @@ from ..data import shards
 from ..data.inputs import Watch
 from ..data.readers import DataError, HostArray
 from ..data.sets import Dataset, fingerprint
-from ..networks import Sequential, mlp
+from ..fully_connected import mlp
+from ..functional.losses import LossName
+from ..networks import Sequential
 from ..optimizers import BY_NAME, Optimizer, OptimizerLike, Schedule, cosine, freeze, step_decay, warm_up
 from ..parallel import Communicator, Shares
-from ..training.fitting import Fitted
+from ..training.fitted import Fitted
 from .config import Config
 from .start import Beginning, in_its_scale, load_beginning
 

@@ -9,7 +9,7 @@ from typing import Any
 from .. import checkpoints
 from ..arguments import ConfigError
 from ..checkpoints import CheckpointError, Loaded
-from ..training.fitting import Fitted
+from ..training.fitted import Fitted
 from . import run_directory
 from .config import Config, read_config
 from .problem import Problem

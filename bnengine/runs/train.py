@@ -16,9 +16,9 @@ import numpy as np
 from .. import __version__, files
 from ..data.inputs import Watch
 from ..parallel import Alone, Communicator, Shares
-from ..training.fitting import Fitted, NonFiniteError, fit
+from ..training.fitted import Fitted, NonFiniteError
+from ..training.fitting import Settings, fit
 from ..training.running_statistics import recalibrate, statistics_gap
-from ..training.settings import Settings
 from . import interrupts, run_directory
 from .classes import class_figures
 from .config import Config, to_toml

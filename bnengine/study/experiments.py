@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._typing import ActivationName, DTypeName, Library, NormPosition, OptimizerName
+from .._typing import DTypeName, Library, NormPosition
+from ..functional.activations import ActivationName
+from ..optimizers import OptimizerName
 
 WIDTH = 100
 """Units of every hidden layer, as in the paper's section 4.1."""

@@ -17,8 +17,9 @@ from ..backends import Backend, as_numpy
 from ..backends import backend as make_backend
 from ..context import Context
 from ..data.readers import DataError, HostArray
+from ..fully_connected import mlp
 from ..layers import Activation, BatchNorm, Layer, Linear, Standardize
-from ..networks import Sequential, mlp
+from ..networks import Sequential
 from ..optimizers import BY_NAME
 from ..training.evaluation import evaluate
 from ..training.step import train_step

@@ -2,11 +2,11 @@
 
 from .evaluation import evaluate as evaluate
 from .evaluation import predict as predict
-from .fitting import Fitted as Fitted
-from .fitting import NonFiniteError as NonFiniteError
+from .fitted import Fitted as Fitted
+from .fitted import NonFiniteError as NonFiniteError
+from .fitting import Settings as Settings
 from .fitting import fit as fit
 from .running_statistics import precise_statistics as precise_statistics
 from .running_statistics import recalibrate as recalibrate
 from .running_statistics import statistics_gap as statistics_gap
-from .settings import Settings as Settings
 from .step import train_step as train_step

@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from .._typing import Array, BackendName, LossName, Tree
+from .._typing import Array, BackendName, Tree
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
 from ..functional import Loss, loss_sum
+from ..functional.losses import LossName
 from ..networks import Sequential
 from ..parallel import Alone, Communicator
 from .rows import Rows, checked_inputs, checked_rows, on_device

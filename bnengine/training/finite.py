@@ -12,9 +12,10 @@ from typing import Any
 from array_api_compat import array_namespace, is_array_api_obj
 
 from .. import trees
-from .._typing import Array, LossName, Tree
+from .._typing import Array, Tree
 from ..context import Context
 from ..functional import Loss, loss_function
+from ..functional.losses import LossName
 from ..networks import Sequential
 
 Step = Callable[..., tuple[Tree, Tree, Tree, Array]]

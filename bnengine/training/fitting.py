@@ -4,28 +4,28 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import html
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, get_args
 
 import numpy as np
 
-from .. import data, trees
-from .._typing import Array, BackendName, LossName, OnNonfinite, Tree
-from ..arguments import function, instance, quantity
+from .. import data
+from .._typing import Array, BackendName, OnNonfinite, Tree
+from ..arguments import function, instance, integer, one_of
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context, Draws
 from ..functional import Loss
+from ..functional.losses import LossName
 from ..networks import Sequential
 from ..optimizers import OptimizerLike
 from ..parallel import Alone, Communicator, Shares
 from . import finite
 from .evaluation import measured
+from .fitted import Fitted, NonFiniteError, copy_of
 from .rows import Rows, checked_rows, on_device
 from .running_statistics import recalibrate, running_averages, with_averages
-from .settings import Settings
 from .step import check_optimizer, train_step
 
 EVALUATED = 10_000
@@ -35,54 +35,46 @@ BLOCK = 256
 """Losses that are put into one array at a time, so that an epoch of many steps keeps few arrays."""
 
 
-class NonFiniteError(ArithmeticError):
-    """A loss or a gradient that is not finite. `.last_good` is what the epoch began with."""
+@dataclass(frozen=True)
+class Settings:
+    """How `fit` trains: its short keywords as one value.
 
-    def __init__(self, message: str, last_good: Fitted) -> None:
-        super().__init__(message)
-        self.last_good = last_good
+    Examples
+    --------
+    >>> import bnengine as bn
+    >>> bn.Settings(epochs=3, batch_size=32).epochs
+    3
+    """
 
-    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, Fitted]]:
-        return type(self), (str(self), self.last_good)  # an exception is pickled by its `args`: the message alone
+    epochs: int = 10
+    batch_size: int = 128
+    """Rows left over make a smaller batch; one row left over joins the batch before it, since normalisation needs two.
+    1 is for networks without batch statistics."""
+    seed: int = 0
+    """Of the initial parameters, the shuffles and what dropout draws."""
+    early_stopping: int | None = None
+    """Stop after so many epochs without a lower validation loss, and return the best epoch's network."""
+    precise_bn: bool = False
+    """Recompute the running statistics over the training data at the end (`recalibrate`)."""
+    on_nonfinite: OnNonfinite = "stop"
+    """"skip" leaves out the update of a step whose loss, gradients or results are not finite, and counts them in the
+    history (`skipped`); the step still counts for the schedule. It costs a copy of the parameters and the optimiser's
+    state each step."""
+    sync_ranks: int | None = None
+    """Ranks that share batch statistics: all by default, 1 for statistics of each rank's own. Less than all changes
+    the result, and batches in which a group has fewer than two rows are left out."""
 
-
-@dataclass(repr=False)
-class Fitted:
-    """A trained network's arrays, and a row of metrics for each epoch."""
-
-    params: Tree
-    state: Tree
-    opt_state: Tree
-    history: list[dict[str, Any]] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    """Of the steps of an epoch that was broken off; empty between epochs."""
-    best: Fitted | None = None
-    """The epoch with the lowest validation loss so far; None without validation rows."""
-
-    @property
-    def kept_epoch(self) -> int:
-        """The epoch, from 1, whose network this is: the last, after early stopping the best; 0 before the first."""
-        kept = self.best if self.best is not None and self.params is self.best.params else self
-        return len(kept.history)
-
-    def __repr__(self) -> str:
-        count = sum(leaf.size for leaf in map(as_numpy, trees.leaves(self.params)))
-        epochs, kept = len(self.history), self.kept_epoch
-        words = [
-            quantity(epochs, "epoch"),
-            *([f"network of epoch {kept}"] if kept < epochs else []),
-            f"{count:,} parameters",
-        ]
-        row = self.history[kept - 1] if self.history else {}
-        words += [f"{name} {value:.4g}" for name, value in row.items() if name.endswith("_loss")]
-        return f"Fitted({', '.join(words)})"
-
-    def _repr_html_(self) -> str:
-        """The history as a table, for notebooks."""
-        names = list(self.history[-1]) if self.history else []
-        rows = [names, *([_cell(row.get(name)) for name in names] for row in self.history)]
-        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
-        return f"<p>{html.escape(repr(self))}</p><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("epochs", self.epochs, 1),
+            ("batch_size", self.batch_size, 1),
+            ("seed", self.seed, 0),
+        ):
+            integer(name, value, least)
+        if self.early_stopping is not None:
+            integer("early_stopping", self.early_stopping, 1)
+        one_of("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
+        instance("precise_bn", self.precise_bn, bool, "True or False")
 
 
 def fit(
@@ -205,7 +197,7 @@ def fit(
         row["seconds"] = time.perf_counter() - began
         now = dataclasses.replace(now, history=[*now.history, row])
         if held is not None and (not now.best or row["validation_loss"] < now.best.history[-1]["validation_loss"]):
-            now = dataclasses.replace(now, best=_copied(dataclasses.replace(now, best=None)))
+            now = dataclasses.replace(now, best=copy_of(dataclasses.replace(now, best=None)))
         if any(ranks.gather(callback is not None and bool(callback(row, now)))):
             break
     if how.early_stopping is not None and now.best:
@@ -235,7 +227,7 @@ class _Loop:
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the losses tell, at the end of the epoch
     def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any] | None]:
         """One pass over the data, or what is left of it; no row where it was broken off. Nothing waits for the host."""
-        start = _copied(now)
+        start = copy_of(now)
         order = self.shares.whole(
             data.batches(self.shares.total, self.how.batch_size, np.random.default_rng([self.how.seed, epoch]))
         )
@@ -308,7 +300,7 @@ class _Loop:
 
         Several ranks say the step alone: what each would see differs, and they would part ways.
         """
-        now = _copied(start)
+        now = copy_of(start)
         params, state, opt_state = now.params, now.state, now.opt_state
         for chosen in order[len(start.losses) :] if self.shares.ranks.size == 1 else ():
             x, targets = self.batch(chosen)
@@ -369,19 +361,9 @@ def _begin(
     ranks: Communicator,
 ) -> Fitted:
     if start is not None:
-        return _copied(start)
+        return copy_of(start)
     params, state = net.init(seed, backend=backend)
     return Fitted(params, net.measure(state, x, backend=backend, all_reduce=ranks.sum), optimizer.init(params))
-
-
-def _copied(fitted: Fitted) -> Fitted:
-    """A copy that later steps, which write into what they are given, leave alone."""
-    return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
-
-
-def _cell(value: Any) -> str:
-    """A metric in a table."""
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from .._typing import Array, LossName
+from .._typing import Array
 from ..arguments import instance, one_of, refuse_nonfinite, shown
 from ..backends import Backend
 from ..functional import LOSSES, Loss
+from ..functional.losses import LossName
 from ..networks import Sequential
 from ..parallel import Communicator
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from array_api_compat import array_namespace, device
 
 from .. import trees
-from .._typing import AllReduce, Array, LossName, Tree
+from .._typing import AllReduce, Array, Tree
 from ..arguments import instance
 from ..backends import Backend
 from ..context import Context, Draws
 from ..functional import Loss, loss_function, loss_sum
+from ..functional.losses import LossName
 from ..networks import Sequential
 from ..optimizers import OptimizerLike
 

@@ -36,7 +36,8 @@ def close(device: Device, got: Any, want: Any) -> None:
 def test_signatures_equal_the_reference(kernels: ModuleType) -> None:
     for name, function in inspect.getmembers(reference, inspect.isfunction):
         if function.__module__ == reference.__name__ and not name.startswith("_") and name != "statistics_dtype":
-            assert inspect.signature(getattr(kernels, name)) == inspect.signature(function), name
+            ours, theirs = (list(inspect.signature(f).parameters) for f in (getattr(kernels, name), function))
+            assert ours == theirs, name
 
 
 def test_arrays_choose_the_kernels(kernels: ModuleType, device: Device, arrays: dict[str, np.ndarray]) -> None:

@@ -11,14 +11,14 @@ from bnengine.training import fitting
 def faulty(step, kind, at):
     steps = 0
 
-    def stepped(*arguments):
+    def stepped(*arguments, **keywords):
         nonlocal steps
         steps += 1
         if steps == at:
             if kind == "raise":
                 raise MemoryError("planted")
             os.kill(os.getpid(), {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "term": signal.SIGTERM}[kind])
-        return step(*arguments)
+        return step(*arguments, **keywords)
 
     return stepped
 

@@ -43,7 +43,6 @@ class Chip(NamedTuple):
 
     @property
     def clusters(self) -> tuple[int, ...]:
-        """How many blocks may share a tile: more than one from sm_90 on."""
         return CLUSTERS if self.architecture >= 90 else CLUSTERS[:1]
 
     @property
@@ -66,7 +65,6 @@ class Wide(NamedTuple):
     itemsize: int
 
     def tiles(self, lanes: int) -> int:
-        """Tiles of so many lanes that make up the array."""
         return -(-self.vectors // lanes) if self.rows else self.channels
 
     @property
@@ -94,7 +92,6 @@ class Plan(NamedTuple):
 
     @property
     def blocks(self) -> int:
-        """Of the launch."""
         return self.wide.tiles(self.lanes) * self.parts
 
 

@@ -1,0 +1,73 @@
+"""What training gives, and the error that ends it with the last good of that."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+from dataclasses import dataclass, field
+from typing import Any
+
+from .. import trees
+from .._typing import Tree
+from ..arguments import quantity
+from ..backends import as_numpy
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or a gradient that is not finite. `.last_good` is what the epoch began with."""
+
+    def __init__(self, message: str, last_good: Fitted) -> None:
+        super().__init__(message)
+        self.last_good = last_good
+
+    def __reduce__(self) -> tuple[type[NonFiniteError], tuple[str, Fitted]]:
+        return type(self), (str(self), self.last_good)  # an exception is pickled by its `args`: the message alone
+
+
+@dataclass(repr=False)
+class Fitted:
+    """A trained network's arrays, and a row of metrics for each epoch."""
+
+    params: Tree
+    state: Tree
+    opt_state: Tree
+    history: list[dict[str, Any]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    """Of the steps of an epoch that was broken off; empty between epochs."""
+    best: Fitted | None = None
+    """The epoch with the lowest validation loss so far; None without validation rows."""
+
+    @property
+    def kept_epoch(self) -> int:
+        """The epoch, from 1, whose network this is: the last, after early stopping the best; 0 before the first."""
+        kept = self.best if self.best is not None and self.params is self.best.params else self
+        return len(kept.history)
+
+    def __repr__(self) -> str:
+        count = sum(leaf.size for leaf in map(as_numpy, trees.leaves(self.params)))
+        epochs, kept = len(self.history), self.kept_epoch
+        words = [
+            quantity(epochs, "epoch"),
+            *([f"network of epoch {kept}"] if kept < epochs else []),
+            f"{count:,} parameters",
+        ]
+        row = self.history[kept - 1] if self.history else {}
+        words += [f"{name} {value:.4g}" for name, value in row.items() if name.endswith("_loss")]
+        return f"Fitted({', '.join(words)})"
+
+    def _repr_html_(self) -> str:
+        """The history as a table, for notebooks."""
+        names = list(self.history[-1]) if self.history else []
+        rows = [names, *([_cell(row.get(name)) for name in names] for row in self.history)]
+        lines = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows)
+        return f"<p>{html.escape(repr(self))}</p><table>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def copy_of(fitted: Fitted) -> Fitted:
+    """A copy that later steps, which write into what they are given, leave alone."""
+    return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+
+
+def _cell(value: Any) -> str:
+    """A metric in a table."""
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
