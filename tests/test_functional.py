@@ -6,6 +6,7 @@ import copy
 import pickle
 import types
 
+import libraries
 import numpy as np
 import oracles
 import pytest
@@ -480,6 +481,15 @@ def test_dask_stays_lazy(rng):
     for result in (y, dx, residuals.mean):
         assert isinstance(result, dask.Array)
     close(y.compute(), oracles.batch_norm(x.compute(), np.ones(3), np.zeros(3), x.compute()).y, 1e-12)
+
+
+def test_gradients_have_the_dtypes_of_their_parameters(library, rng):
+    if library.name in libraries.WITHOUT_FLOAT64:
+        pytest.skip("has one floating dtype")
+    to, (x, dy) = library.asarray, rng.standard_normal((2, 9, 3)).astype(np.float32)
+    gamma, beta = to(np.ones(3)), to(np.zeros(3, np.float32))
+    gradients = bn.batch_norm_backward(to(dy), bn.batch_norm(to(x), gamma, beta)[1])
+    assert [g.dtype for g in gradients] == [to(x).dtype, gamma.dtype, beta.dtype]
 
 
 def test_parts_of_residuals_can_be_replaced_by_name(rng):

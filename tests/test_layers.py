@@ -218,6 +218,8 @@ def test_defaults_are_the_documented_ones():
     assert bn.mlp([2, 3, 1]).layers[1] == bn.BatchNorm(3, activation="relu")
     assert (bn.mlp([2, 3, 1]).inputs, bn.mlp([2, 3, 1]).outputs) == (2, 1)
     assert bn.Sequential((bn.Activation("tanh"),)).outputs == 0
+    assert bn.Sequential((bn.Activation("tanh"), bn.Linear(2, 3))).inputs == 2
+    assert bn.Sequential((bn.Dropout(0.5),)).inputs is None
     assert bn.Linear(1, 1) == bn.Linear(1, 1, bias=True, initialization="he", scale=1.0)
 
 

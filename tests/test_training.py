@@ -471,3 +471,17 @@ def test_batches_of_a_row_are_for_networks_without_batch_statistics(digits):
         assert bn.fit(net, bn.optimizers.sgd(), rows, **options).history[0]["step"] == 5
     with pytest.raises(ValueError, match="batch_size: expected at least 2 rows to take batch statistics of, got 1"):
         bn.fit(bn.mlp([64, 8, 10]), bn.optimizers.sgd(), rows, **options)
+
+
+def test_settings_take_the_place_of_the_short_keywords():
+    short = {"epochs": 2, "batch_size": 4, "seed": 3, "precise_bn": True}
+    one = bn.fit(NET, bn.optimizers.sgd(0.1), ROWS, **short)
+    other = bn.fit(NET, bn.optimizers.sgd(0.1), ROWS, settings=bn.Settings(**short))
+    mixed = bn.fit(NET, bn.optimizers.sgd(0.1), ROWS, settings=bn.Settings(**short | {"seed": 9}), seed=3)
+    for tree in ("params", "state"):
+        for a, b, c in zip(*(trees.leaves(getattr(f, tree)) for f in (one, other, mixed)), strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    for name, value in (("epochs", 0), ("precise_bn", 1), ("on_nonfinite", "go"), ("early_stopping", 0)):
+        with pytest.raises((TypeError, ValueError), match=f"{name}: expected"):
+            bn.Settings(**{name: value})
