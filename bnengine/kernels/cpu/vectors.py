@@ -39,7 +39,7 @@ class Vector(types.Type):  # numba has no type information
 
 
 @register_model(Vector)
-class _Model(models.PrimitiveModel):  # type: ignore[misc]
+class _Model(models.PrimitiveModel):
     def __init__(self, manager: Any, kind: Vector) -> None:
         super().__init__(manager, kind, _llvm(kind))
 
@@ -199,7 +199,7 @@ def total(_: Any, vs: Any) -> Any:
 
 
 def _elementwise(symbol: Any, instruction: str) -> None:
-    class Template(AbstractTemplate):  # type: ignore[misc]
+    class Template(AbstractTemplate):
         def generic(self, args: Any, kws: Any) -> Any:
             if len(args) == 2 and isinstance(args[0], Vector) and args[0] == args[1]:
                 return signature(args[0], *args)
