@@ -10,16 +10,7 @@ from ._typing import FusedActivation, Initialization, NormPosition
 from .arguments import instance, number, one_of, shown
 from .functional import ACTIVATIONS
 from .functional.activations import ActivationName
-from .layers import (
-    INITIALIZATIONS,
-    Activation,
-    BatchNorm,
-    Dropout,
-    Layer,
-    Linear,
-    Standardize,
-    check_size,
-)
+from .layers import INITIALIZATIONS, Activation, BatchNorm, Dropout, Layer, Linear, Standardize, check_size
 from .networks import Residual, Sequential
 
 

@@ -1,4 +1,4 @@
-"""Networks: layers one after another, skips around them, and fully connected ones by their sizes."""
+"""Networks: layers one after another, and skips around them."""
 
 from __future__ import annotations
 

@@ -41,28 +41,6 @@ def losses_of(backend, optimizer, digits, steps=20, loss="cross_entropy"):
     return np.asarray(found)
 
 
-@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-def test_torch_compiles_a_step(rng):
-    """In one graph; the second is for any number of the step."""
-    torch = need("torch")
-    torch._dynamo.reset()
-    net, optimizer, graphs = bn.mlp([4, 8, 3], dropout=0.2), bn.optimizers.adam(0.01), []
-    step = functools.partial(bn.train_step, net, optimizer)
-    compiled = torch.compile(step, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
-    x, labels = torch.asarray(rng.standard_normal((12, 4)), dtype=torch.float32), torch.arange(12) % 3
-    ours, theirs = ([*net.init(0, backend="torch"), optimizer.init(net.init(0, backend="torch")[0])] for _ in range(2))
-    for _ in range(5):
-        *ours, expected = step(*ours, x, labels)
-        try:
-            *theirs, found = compiled(*theirs, x, labels)
-        except torch._dynamo.exc.InternalTorchDynamoError as error:  # it walks sys.modules, where lazy ones import more
-            if "dictionary changed size" not in str(error):
-                raise
-            pytest.skip("Dynamo cannot walk the modules that other tests have imported; run this file by itself")
-        torch.testing.assert_close(found, expected)
-    assert len(graphs) == 2
-
-
 @pytest.mark.parametrize("on_nonfinite", ["stop", "skip"])
 def test_training_on_a_device_without_int64(on_nonfinite, digits):
     need("array_api_strict")
@@ -392,6 +370,21 @@ def test_recalibrated_statistics_are_those_of_one_batch_of_everything(rng, batch
         np.testing.assert_allclose(own["mean"], expected["mean"], rtol=1e-12, atol=1e-12 * expected["var"].max() ** 0.5)
         np.testing.assert_allclose(own["var"], expected["var"], rtol=1e-12)
     assert trees.names(found) == trees.names(state)
+
+
+def test_recalibrating_keeps_what_is_frozen_and_replaces_what_is_not_finite(rng):
+    backend = bn.backend("numpy", dtype="float64")
+    first, second = bn.BatchNorm(3, statistics="running"), bn.BatchNorm(3)
+    net, x = bn.Sequential((first, second)), rng.standard_normal((40, 3)) * 2 + 1
+    params, state = net.init(0, backend=backend)
+    state["0"] |= {"mean": np.full(3, 5.0), "var": np.full(3, 4.0)}
+    state["1"] |= {"mean": np.full(3, np.nan), "var": np.full(3, np.inf)}
+    found = bn.recalibrate(net, params, state, x, batch_size=7, backend=backend)
+    np.testing.assert_array_equal(found["0"]["mean"], 5.0)
+    np.testing.assert_array_equal(found["0"]["var"], 4.0)
+    inner = (x - 5) / np.sqrt(4 + 1e-5)
+    np.testing.assert_allclose(found["1"]["mean"], inner.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found["1"]["var"], inner.var(0, ddof=1), rtol=1e-12)
 
 
 def test_recalibrating_by_batches_weighs_them_by_their_rows(rng):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, cast, get_args
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from .. import data, trees
 from .._typing import BackendName, Estimator, Tree
@@ -40,7 +41,7 @@ def recalibrate(
 
     Running averages lag behind parameters that still move, and training looks better than inference
     ("precise BN": Wu and Johnson 2021, arXiv:2105.07576, section 3). Nothing is dropped (`Dropout`): inference
-    drops nothing.
+    drops nothing. Frozen normalisations (`BatchNorm(statistics="running")`) keep theirs.
 
     Parameters
     ----------
@@ -101,7 +102,7 @@ def recalibrate(
             found.add(len(rows), running_averages(run(params, now, of)[1]))
         return found
 
-    norms = [name for name, layer in net.named() if isinstance(layer, BatchNorm)]
+    norms = [name for name, layer in net.named() if isinstance(layer, BatchNorm) and layer.statistics == "batch"]
     now = with_averages(state, {name: _zero(own) for name, own in running_averages(state).items() if name in norms})
     if estimator == "batches":
         return with_averages(now, averages(once, norms, now).unbiased(backend))
@@ -120,15 +121,16 @@ precise_statistics = recalibrate
 
 
 def _freeze(layer: Any, number: Iterator[int], below: int) -> Layer:
-    """The layer, frozen if it is one of the first batch normalisations."""
-    if not isinstance(layer, BatchNorm):
+    """The layer, frozen if it is one of the first batch normalisations that are not so already."""
+    if not isinstance(layer, BatchNorm) or layer.statistics == "running":
         return cast("Layer", layer)
     return dataclasses.replace(layer, statistics="running" if next(number) < below else "batch")
 
 
 def _zero(own: RunningStats) -> RunningStats:
     """So that the average with weight 1 of a batch is the batch's statistics to the last bit."""
-    return RunningStats(own.mean * 0, own.var * 0, 0)
+    xp = array_namespace(own.mean)  # not times 0: what is to be replaced may be NaN
+    return RunningStats(xp.zeros_like(own.mean), xp.zeros_like(own.var), 0)
 
 
 class _Merged:
