@@ -19,7 +19,6 @@ Arguments are checked at the public door (bnengine.functional), never here.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
@@ -81,7 +80,7 @@ def weighted_moments(x: Array, weights: Array, total: Any, axis: int) -> Moments
     return _moments_about(first, x, axis, lambda values: values * shares)
 
 
-def _moments_about(first: Array, x: Array, axis: int, share: Callable[[Array], Array]) -> Moments:
+def _moments_about(first: Array, x: Array, axis: int, share: Any) -> Moments:
     """Moments about a value near the mean; share(values) are the parts of the values in a mean of them."""
     # Two passes about a rounded mean, never E[x^2] - E[x]^2.
     xp, dtype = array_namespace(x), x.dtype

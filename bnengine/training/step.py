@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 
 from .. import trees
 from .._typing import AllReduce, Array, Tree
-from ..arguments import instance
+from ..arguments import instance, shown
 from ..backends import Backend
 from ..context import Context, Draws
 from ..functional import Loss, loss_function, loss_sum
@@ -97,6 +97,8 @@ def train_step(
     """
     instance("net", net, Sequential, "a Sequential")
     check_optimizer(optimizer)
+    if not isinstance(opt_state, dict) or "step" not in opt_state:
+        raise TypeError(f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}")
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows), weights)
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:
@@ -136,7 +138,11 @@ def _mean_over_ranks(grads: Tree, value: Array, weight: Any, all_reduce: AllRedu
 def _loss(loss: LossName | Loss, output: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
     given = () if weights is None else (weights,)
     if callable(loss):
-        return loss(output, targets, *given)
+        try:
+            return loss(output, targets, *given)
+        except TypeError as error:
+            called = "loss(outputs, targets, weights)" if given else "loss(outputs, targets)"
+            raise TypeError(f"loss: called as {called}, it failed: {error}") from error
     try:
         return loss_function(loss)(output, targets, *given)
     except (TypeError, ValueError) as error:
