@@ -21,6 +21,7 @@ from .timing import (
     OPERATORS,
     OURS,
     PYTORCH,
+    WEIGHTED,
     WITHOUT_NUMBA,
     Builder,
     Contender,
@@ -155,6 +156,19 @@ def _engine(family: str, impl: Implementation | None, case: Case) -> Iterator[Co
     yield case.contender(family, call)
 
 
+def _weighted(case: Case) -> Iterator[Contender]:
+    """The same with a weight of 1 for each sample, which takes all that other weights take."""
+    samples = int(case.axis == 0)
+    weights = np.ones(case.x.shape[samples], case.x.dtype)
+
+    def call() -> Values:
+        how: dict[str, Any] = {"axis": case.axis, "activation": "relu", "weights": weights}
+        y, residuals = F.batch_norm(case.x, case.gamma, case.beta, **how)
+        return Values(y, *F.batch_norm_backward(case.dy, residuals))
+
+    yield case.contender(WEIGHTED, call)
+
+
 # ---- NumPy
 
 
@@ -259,6 +273,7 @@ def _jax(case: Case) -> Iterator[Contender]:
 BUILDERS: dict[str, Builder] = {
     OURS: functools.partial(_engine, OURS, None),
     WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, "plain"),
+    WEIGHTED: _weighted,
     "bnengine reference": functools.partial(_engine, "bnengine reference", "reference"),
     NUMPY: _numpy,
     PYTORCH: _torch,

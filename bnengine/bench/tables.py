@@ -15,6 +15,7 @@ from .timing import (
     PRODUCTS,
     PYTORCH,
     REFERENCE,
+    WEIGHTED,
     WITHOUT_NUMBA,
     best,
     speed,
@@ -26,6 +27,7 @@ COLUMNS = {
     NUMPY: "NumPy",
     REFERENCE: "reference",
     WITHOUT_NUMBA: "no Numba",
+    WEIGHTED: "weighted",
 }
 """After PyTorch, and their headings."""
 GPU_COLUMNS = {
