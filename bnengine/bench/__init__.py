@@ -127,7 +127,7 @@ class Options(_Options):
             return {"fixed": list(gpu.normalization.FIXED)}
         return {"fixed": list(FIXED)}
 
-    def wanted(self, family: str) -> bool:
+    def wants(self, family: str) -> bool:
         """Whether a contender was asked for. bnengine always is, and the copy, which the limit is taken from."""
         if self.contenders is None or family in (OURS, COPY):
             return True
@@ -176,7 +176,7 @@ def _processor(options: Options, record: Record, tell: Callable[[str], None]) ->
     tell(tables.heading(record))
     if options.measures("kernels"):
         _normalization(options, record, tell)
-    with settings.restored():  # a contender's threads and kernels are its own
+    with settings.restore_at_end():  # a contender's threads and kernels are its own
         if options.measures("steps"):
             _steps(options, record, tell)
         if options.measures("scaling"):
@@ -216,7 +216,7 @@ def _measure(
     """The rows of a case, which are added to the record."""
     if time_is_over(options.minutes, record, about["case"]):
         return []
-    outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.samples, pause=pause)
+    outcome: Outcome = measure(case, builders, wants=options.wants, repeats=options.samples, pause=pause)
     rows = [about | row | _of_limit(row) for row in outcome.rows]
     record["rows"] += rows
     record["left_out"] += [{"case": about["case"], **left} for left in outcome.left_out]
@@ -270,7 +270,7 @@ def check_plot(options: Options, plot: Path, out: Path | None) -> None:
         raise ConfigError(f"plot: {plot} is the file of --out too; choose another")
     if plot.suffix != ".png":
         raise ConfigError(f"plot: expected a name that ends in .png, got {plot}")
-    if options.backend == "numpy" and not options.scaling and not any(map(options.wanted, pictures.BASES)):
+    if options.backend == "numpy" and not options.scaling and not any(map(options.wants, pictures.BASES)):
         raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(pictures.BASES)}")
     _drawing.drawing()
 

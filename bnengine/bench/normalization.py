@@ -123,7 +123,7 @@ class Case:
     def truth(self) -> tuple[Values, Native]:
         """Results in float64, and where the pre-activation is too near zero to say on which side it falls."""
         x, gamma, beta, dy = (a.astype(np.float64) for a in (self.x, self.gamma, self.beta, self.dy))
-        values, z = as_written(x, gamma, beta, dy, self.axis)
+        values, z = equations(x, gamma, beta, dy, self.axis)
         return values, np.abs(z) < TOLERANCE[self.dtype]
 
     def contender(
@@ -172,7 +172,7 @@ def _weighted(case: Case) -> Iterator[Contender]:
 # ---- NumPy
 
 
-def as_written(
+def equations(
     x: Native, gamma: Native, beta: Native, dy: Native, axis: int, *, relu: bool = True
 ) -> tuple[Values, Native]:
     """The equations as people write them in NumPy, and the pre-activation; of CuPy's arrays too."""
@@ -189,7 +189,7 @@ def as_written(
 
 
 def _numpy(case: Case) -> Iterator[Contender]:
-    yield case.contender(NUMPY, lambda: as_written(case.x, case.gamma, case.beta, case.dy, case.axis)[0])
+    yield case.contender(NUMPY, lambda: equations(case.x, case.gamma, case.beta, case.dy, case.axis)[0])
 
 
 # ---- PyTorch

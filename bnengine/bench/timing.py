@@ -68,7 +68,7 @@ Builder = Callable[[Any], Iterable[Contender]]
 
 
 class Case(Protocol):
-    """What contenders work on. One that is wrong is looked at again on the data of `redrawn`, where a case has that."""
+    """What contenders work on. One that is wrong is looked at again on the data of `redraw`, where a case has that."""
 
     @property
     def steady(self) -> bool:
@@ -84,10 +84,10 @@ class Outcome:
 
 
 def measure(
-    case: Case, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
+    case: Case, builders: Mapping[str, Builder], *, wants: Callable[[str], bool], repeats: int, pause: float
 ) -> Outcome:
     """Check, time and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wants(family)})
     calls, samples = take_samples(list(errors), repeats, pause)
     rows = []
     for contender, error in errors.items():
@@ -119,8 +119,8 @@ def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, 
             try:
                 contender.prepare()
                 error = contender.error()
-                if not error <= contender.tolerance and hasattr(case, "redrawn"):
-                    error = _error(contender.name, build(case.redrawn()))
+                if not error <= contender.tolerance and hasattr(case, "redraw"):
+                    error = _error(contender.name, build(case.redraw()))
             except Exception as reason:  # noqa: BLE001
                 left_out.append(failure(contender.name, reason))
                 continue

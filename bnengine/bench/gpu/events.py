@@ -105,12 +105,12 @@ def measure(
     case: Case,
     builders: Mapping[str, Builder],
     *,
-    wanted: Callable[[str], bool],
+    wants: Callable[[str], bool],
     repeats: int,
     clocks: dict[str, Clock],
 ) -> Outcome:
     """Check, time on each clock and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wants(family)})
     samples = take_samples(list(errors), repeats, clocks)
     rows: list[Row] = []
     for clock in clocks:
@@ -123,7 +123,7 @@ def take_samples(
     contenders: list[Contender], repeats: int, clocks: dict[str, Clock]
 ) -> dict[str, dict[str, list[float]]]:
     """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on."""
-    queued = {contender.name: _warmed_up(contender) for contender in contenders}
+    queued = {contender.name: _warm_up(contender) for contender in contenders}
     samples: dict[str, dict[str, list[float]]] = {c.name: {clock: [] for clock in clocks} for c in contenders}
     for contender in in_turn(contenders, repeats):
         contender.prepare()
@@ -132,7 +132,7 @@ def take_samples(
     return samples
 
 
-def _warmed_up(contender: Contender) -> float:
+def _warm_up(contender: Contender) -> float:
     """Seconds in which the host queues a call, after those in which things are compiled and memory is obtained."""
     contender.prepare()
     took = []
