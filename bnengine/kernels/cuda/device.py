@@ -34,6 +34,8 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
             with x.device:
                 return function(*args, **kwargs)
         except OSError as error:
+            if error.filename is None:  # a library that cannot be loaded, not a file of the cache
+                raise
             raise RuntimeError(f"CuPy cannot keep compiled kernels: {error}; {CACHE_ADVICE}") from error
 
     return wrapper
@@ -70,6 +72,7 @@ SHARED = 48 * 1024
 
 @functools.cache
 def allow_shared(kernel: Any, number: int, size: int) -> None:
-    """Let a RawKernel have so much shared memory on the device of that number."""
+    """Let a RawKernel have so much shared memory on the device of that number, and two of its blocks side by side."""
     with cupy.cuda.Device(number):
         kernel.max_dynamic_shared_size_bytes = size
+        kernel.preferred_shared_memory_carveout = 100  # per cent: the driver's own choice may leave room for one block
