@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
+from ..._typing import Native
 from .sources import KERNELS, RAW, Reduction, preamble
 
 __all__ = ["cupy", "kernel", "on_device", "raw"]
@@ -22,6 +26,17 @@ except OSError as error:  # importing CuPy makes the folder of its kernel cache
 
 C_NAMES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 """What a dtype is called in the source of a RawKernel."""
+
+
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+name_of: Callable[[Any], str] = functools.cache(operator.attrgetter("name"))
+"""The name of a dtype, which NumPy puts together anew each time it is asked: 2 us."""
+
+
+def statistics_dtype(x: Native) -> np.dtype[Any]:
+    """float64 for float64, else float32: the reference's, without asking for a namespace."""
+    return FLOAT64 if x.dtype == FLOAT64 else FLOAT32
 
 
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
