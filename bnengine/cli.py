@@ -345,9 +345,13 @@ def _bench(options: argparse.Namespace) -> int:
     busy = provenance.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
-    record = bench.run(wanted, lambda line: print(line, flush=True))
-    if out is not None:
-        files.write(out, bench.to_json(record))
+
+    def keep(record: dict[str, Any]) -> None:
+        if out is not None:
+            files.write(out, bench.to_json(record))
+
+    record = bench.run(wanted, lambda line: print(line, flush=True), keep)
+    keep(record)
     if plot is not None:
         draw = pictures.fractions if wanted.backend == "cupy" else pictures.speeds
         files.write(plot, draw(record))

@@ -389,6 +389,21 @@ def test_a_busy_machine_is_told(monkeypatch, capsys):
     assert "the machine is busy (load 1000.0" in capsys.readouterr().err
 
 
+def test_each_case_is_on_the_disk_when_it_is_measured(monkeypatch, capsys):
+    """What was measured stays where the next case never ends."""
+    measure, cases = bench.measure, []
+
+    def measured(case, *rest, **more):
+        if cases:
+            raise KeyboardInterrupt
+        cases.append(case)
+        return measure(case, *rest, **more)
+
+    monkeypatch.setattr(bench, "measure", measured)
+    assert run(capsys, *TINY, "--shapes", "8x4,8x5", "--out", "record.json")[0] == 130
+    assert {row["case"] for row in json.loads(Path("record.json").read_text())["rows"]} == {"8x4 rows"}
+
+
 # ---- warm-up
 
 

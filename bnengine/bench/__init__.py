@@ -134,8 +134,8 @@ class Options(_Options):
         return family.lower() in _names(self.contenders)
 
 
-def run(options: Options, tell: Callable[[str], None]) -> Record:
-    """Measure, telling lines of the table as they come; return the record.
+def run(options: Options, tell: Callable[[str], None], keep: Callable[[Record], None] | None = None) -> Record:
+    """Measure, telling lines of the table as they come; return the record, and keep it as it is after each case.
 
     Returns
     -------
@@ -157,7 +157,10 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "repeats": options.samples,
         "rows": [],
         "left_out": [],
+        "summary": [],
     }
+    if keep is not None:
+        tell = _telling(tell, keep, record)
     if options.backend == "cupy":
         from . import gpu
 
@@ -170,6 +173,20 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     for line in tables.closing(record):
         tell(line)
     return record
+
+
+def _telling(tell: Callable[[str], None], keep: Callable[[Record], None], record: Record) -> Callable[[str], None]:
+    """`tell`, which also keeps the record where rows have come since: what was measured stays, however the rest ends."""
+    kept = 0
+
+    def told(line: str) -> None:
+        nonlocal kept
+        tell(line)
+        if len(record["rows"]) > kept:
+            kept = len(record["rows"])
+            keep(record)
+
+    return told
 
 
 def _processor(options: Options, record: Record, tell: Callable[[str], None]) -> None:

@@ -238,8 +238,8 @@ def best(rows: Iterable[Row], family: str) -> Row | None:
 
 
 def speed(row: Row, other: Row) -> Speed:
-    """How many times as fast as the other: the ratio of each repeat, then its median and spread."""
-    ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=True)]
+    """How many times as fast as the other: the ratio of each repeat that both have, then its median and spread."""
+    ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=False)]
     return {"over": other["contender"], **spread(ratios)}
 
 
