@@ -6,6 +6,7 @@ from . import data, layers, optimizers
 from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
+from .exchange.folding import fold
 from .fully_connected import mlp
 from .functional import (
     Gradients,
@@ -57,6 +58,7 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "fold",
     "like",
     "linear",
     "linear_backward",
