@@ -7,6 +7,8 @@ from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
 from .exchange.folding import fold
+from .exchange.from_torch import from_torch
+from .exchange.to_torch import to_torch
 from .fully_connected import mlp
 from .functional import (
     Gradients,
@@ -59,6 +61,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fold",
+    "from_torch",
     "like",
     "linear",
     "linear_backward",
@@ -74,6 +77,7 @@ __all__ = [
     "save",
     "softmax_cross_entropy",
     "statistics_gap",
+    "to_torch",
     "train_step",
 ]
 __all__ += activations.__all__

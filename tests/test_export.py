@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from libraries import need
 from test_folding import trained
 
 import bnengine as bn
@@ -149,6 +150,31 @@ def test_every_activation_of_a_numpy_file(activation, dtype, rng):
     found = scope["outputs"](scope["load"](io.BytesIO(numpy_file.to_bytes(arrays))), x)
     assert found.dtype == dtype
     assert np.abs(found - wanted).max() <= (2e-6 if dtype == "float32" else 1e-12) * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(("name", "rows"), [("kinds", "kinds.csv"), ("values", "values.npz")])
+def test_a_torch_file_in_the_module_that_is_printed(name, rows, runs, capsys):
+    torch = need("torch")
+    wanted = predictions(capsys, runs, name, rows)
+    scope = {}
+    exec(written(capsys, "export", runs / name, "--torch", "model.safetensors"), scope)
+    with torch.no_grad():  # in float64: PyTorch's normalisation of float32 loses what a year has behind its 2000
+        found = scope["net"].double()(torch.from_numpy(features(runs / rows).astype(np.float32)).double())
+    if name == "values":
+        assert_same(found[:, 0].numpy(), wanted)
+        return
+    with need("safetensors").safe_open("model.safetensors", "numpy") as file:
+        metadata = {name: json.loads(text) for name, text in file.metadata().items() if name != "format"}
+    assert metadata == {"classes": ["left µ", "right"], "columns": ["a", "b", "year", "d"]}
+    labels = [metadata["classes"][i] for i in found.argmax(dim=1)]
+    assert_same((labels, torch.softmax(found, dim=1).numpy()), wanted)
+
+
+def features(path):
+    """The numbers of a data file's rows."""
+    if path.suffix == ".npz":
+        return np.load(path)["x"]
+    return np.asarray([line.split(",")[:4] for line in path.read_text(encoding="utf-8").splitlines()[1:]], float)
 
 
 @pytest.mark.parametrize(
