@@ -7,6 +7,7 @@ from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
 from .exchange.folding import fold
+from .exchange.from_onnx import from_onnx
 from .exchange.from_torch import from_torch
 from .exchange.to_torch import to_torch
 from .fully_connected import mlp
@@ -61,6 +62,7 @@ __all__ = [
     "evaluate",
     "fit",
     "fold",
+    "from_onnx",
     "from_torch",
     "like",
     "linear",

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from libraries import need
-from test_folding import trained
+from networks import evaluated, outputs, trained
 
 import bnengine as bn
 from bnengine.cli import main
@@ -146,7 +146,7 @@ def test_every_activation_of_a_numpy_file(activation, dtype, rng):
     scope = {}
     exec(numpy_file.loader(arrays), scope)
     x = (rng.standard_normal((40, 5)) + np.asarray([1e5, 0, 0, 0, 0])).astype(dtype)
-    wanted = net.forward(params, state, x, training=False)[0]
+    wanted = outputs(net, params, state, x)
     found = scope["outputs"](scope["load"](io.BytesIO(numpy_file.to_bytes(arrays))), x)
     assert found.dtype == dtype
     assert np.abs(found - wanted).max() <= (2e-6 if dtype == "float32" else 1e-12) * np.abs(wanted).max()
@@ -168,6 +168,37 @@ def test_a_torch_file_in_the_module_that_is_printed(name, rows, runs, capsys):
     assert metadata == {"classes": ["left µ", "right"], "columns": ["a", "b", "year", "d"]}
     labels = [metadata["classes"][i] for i in found.argmax(dim=1)]
     assert_same((labels, torch.softmax(found, dim=1).numpy()), wanted)
+
+
+@pytest.mark.parametrize("runtime", ["reference", "onnxruntime"])
+@pytest.mark.parametrize(
+    ("name", "rows", "more"),
+    [
+        ("kinds", "kinds.csv", []),
+        ("kinds", "kinds.csv", ["--keep-norms"]),
+        ("values", "values.npz", []),
+        ("values", "values.npz", ["--keep-norms"]),
+        ("plain", "kinds.csv", []),
+    ],
+)
+def test_an_onnx_model_in_a_runtime(name, rows, more, runtime, runs, capsys):
+    onnx = pytest.importorskip("onnx")
+    wanted = predictions(capsys, runs, name, rows)
+    said = written(capsys, "export", runs / name, "--onnx", "model.onnx", *more)
+    dtype = np.float64 if name == "plain" else np.float32
+    width = "label and probabilities (rows, 2)" if isinstance(wanted, tuple) else "prediction (rows, 1)"
+    assert said == f"model.onnx: opset 20, input x (rows, 4) of {np.dtype(dtype)}, output {width}\n"
+    model = onnx.load("model.onnx")
+    found = evaluated(model, features(runs / rows).astype(dtype), runtime)
+    assert_same(tuple(found) if isinstance(wanted, tuple) else found[0][:, 0], wanted)
+    metadata = {prop.key: json.loads(prop.value) for prop in model.metadata_props}
+    assert metadata == {
+        "classes": ["left µ", "right"] if isinstance(wanted, tuple) else [],
+        "columns": ["a", "b", "year", "d"] if rows.endswith("csv") else [],
+    }
+    net = bn.from_onnx("model.onnx")[0]
+    kinds = [type(layer).__name__ for _, layer in net.named()]
+    assert kinds.count("BatchNorm") == (2 if more or name == "values" else 0)
 
 
 def features(path):

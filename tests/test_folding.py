@@ -7,34 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from networks import outputs, trained
 
 import bnengine as bn
 from bnengine import trees
 from bnengine.functional import ACTIVATIONS
 
 BOUND = {"float32": 1e-6, "float64": 1e-12}
-
-
-def trained(net, rng, dtype="float64", asarray=np.asarray):
-    """Parameters and state as a training might leave them: gammas of both signs and zero, means beside zero."""
-    params, state = net.init(0, backend=bn.backend("numpy", dtype=dtype))
-
-    def moved(name, leaf):
-        if name.endswith("batches"):
-            return 7
-        drawn = rng.standard_normal(leaf.shape)
-        value = np.exp(drawn) if name.endswith("var") else leaf + 0.7 * drawn
-        if name.endswith("gamma"):
-            value[0] = 0
-        return asarray(value.astype(dtype))
-
-    return [
-        trees.unflatten({name: moved(name, leaf) for name, leaf in trees.flatten(t).items()}) for t in (params, state)
-    ]
-
-
-def outputs(net, params, state, x):
-    return net.forward(params, state, x, training=False)[0]
 
 
 def assert_folds(net, params, state, x, bound):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from libraries import need
-from test_folding import trained
+from networks import outputs, trained
 
 import bnengine as bn
 from bnengine import trees
@@ -26,10 +26,6 @@ NORM = {f"1.{name}": np.ones(3) for name in ("weight", "bias", "running_mean", "
 @pytest.fixture
 def torch():
     return need("torch")
-
-
-def outputs(net, params, state, x):
-    return net.forward(params, state, x, training=False)[0]
 
 
 def in_torch(torch, net, arrays):

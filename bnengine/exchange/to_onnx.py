@@ -30,6 +30,10 @@ OPERATORS: dict[str, tuple[str, dict[str, Any]]] = {
 """All activations but silu, x times its Sigmoid, and identity."""
 
 
+FLOAT32 = ("leaky_relu", "elu", "selu", "softplus")
+"""Activations that ONNX Runtime has in float32 alone: in a float64 model they are computed in that."""
+
+
 def onnx_library() -> Any:
     """The library, or an error that names the extra."""
     try:
@@ -112,7 +116,10 @@ class _Graph:
         if name == "silu":
             return self.node("Mul", self.now, self.node("Sigmoid", self.now))
         operator, attributes = OPERATORS[name]
-        return self.node(operator, self.now, **attributes)
+        if name not in FLOAT32 or self.dtype == np.float32:
+            return self.node(operator, self.now, **attributes)
+        narrow = self.node("Cast", self.now, to=self.onnx.TensorProto.FLOAT)
+        return self.node("Cast", self.node(operator, narrow, **attributes), to=self._kind())
 
     def norm(self, step: Step) -> str:
         """x - mean first, which loses no digits; BatchNormalization where the norms are to be kept."""
