@@ -110,6 +110,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from . import bench, study
+    from .runs import export
 
     parser = _Parser(prog="bnengine", description="Batch-normalised networks on any array library.")
     parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     for command in (evaluate, predict):
         add_options(command, Config, ("delimiter", "backend", "device"))
+    words = "write a trained run as a file for NumPy alone, PyTorch or ONNX"
+    export.add_arguments(_command(commands, "export", _export, words))
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
     add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
     words = "measure against the memory limit and other libraries"
@@ -298,6 +301,13 @@ def _predict(options: argparse.Namespace) -> int:
     return 0
 
 
+def _export(options: argparse.Namespace) -> int:
+    from .runs import export
+
+    print(export.export_run(vars(options)))
+    return 0
+
+
 def _backends(options: argparse.Namespace) -> int:  # noqa: ARG001
     rows = [("backend", "version", "device", "fast path"), *(_backend_words(row) for row in backends.listed())]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
@@ -339,7 +349,8 @@ def _bench(options: argparse.Namespace) -> int:
 
     given = vars(options)
     wanted = bench.Options.resolve(given, given.get("config"))
-    out, plot = _writable("out", wanted.out), _writable("plot", wanted.plot)
+    out = files.writable("out", wanted.out) if wanted.out is not None else None
+    plot = files.writable("plot", wanted.plot) if wanted.plot is not None else None
     if plot is not None:
         bench.check_plot(wanted, plot, out)
     busy = provenance.busy()
@@ -374,20 +385,6 @@ def _spare(out: Path, source: str, directory: str) -> None:
         raise ConfigError(f"out: {out} is the file of --data too; choose another")
     if out.exists() and out.resolve().parent == Path(directory).resolve():
         raise ConfigError(f"out: {out} is a file of the run; choose another")
-
-
-def _writable(name: str, file: str | None) -> Path | None:
-    """Where a result will go, refused before the work and not after it."""
-    if file is None:
-        return None
-    path = Path(file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(
-            f"{name}: cannot write {file}: {'it is' if path.is_dir() else 'its parent is not'} a directory"
-        )
-    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
-        raise ConfigError(f"{name}: cannot write {file}: permission denied")
-    return path
 
 
 def _backend(given: dict[str, Any]) -> BackendName:

@@ -56,21 +56,68 @@ def test_gradients_are_directional_derivatives(name, rng):
 
 
 @pytest.mark.parametrize(
-    ("library", "eps", "momentum"),
+    ("library", "eps", "momentum", "unbiased"),
     [
-        ("torch", 1e-5, 0.1),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
-        ("keras", 1e-3, 1 - 0.99),  # BatchNormalization(momentum=0.99, epsilon=0.001)
-        ("flax", 1e-5, 1 - 0.99),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
-        ("onnx", 1e-5, 1 - 0.9),  # BatchNormalization: epsilon 1e-05, momentum 0.9
-        ("chainer", 2e-5, 1 - 0.9),  # BatchNormalization(decay=0.9, eps=2e-05)
+        ("torch", 1e-5, 0.1, True),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
+        ("keras", 1e-3, 1 - 0.99, False),  # BatchNormalization(momentum=0.99, epsilon=0.001)
+        ("flax", 1e-5, 1 - 0.99, False),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
+        ("onnx", 1e-5, 1 - 0.9, False),  # BatchNormalization: epsilon 1e-05, momentum 0.9
+        ("chainer", 2e-5, 1 - 0.9, True),  # BatchNormalization(decay=0.9, eps=2e-05)
     ],
 )
-def test_defaults_of_other_libraries(library, eps, momentum):
-    assert bn.BatchNorm(3, **bn.like(library)) == bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9))
+def test_defaults_of_other_libraries(library, eps, momentum, unbiased):
+    expected = bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9), unbiased=unbiased)
+    assert bn.BatchNorm(3, **bn.like(library)) == expected
     with pytest.raises(
         ValueError, match="library: expected 'torch', 'keras', 'flax', 'onnx' or 'chainer', got 'caffe'"
     ):
         bn.like("caffe")
+
+
+def torch_trained(batches):
+    torch = need("torch")
+    norm = torch.nn.BatchNorm1d(4).train()
+    for batch in batches:
+        norm(torch.from_numpy(batch))
+    return (
+        norm.running_mean.numpy(),
+        norm.running_var.numpy(),
+        norm.eval()(torch.from_numpy(batches[0])).detach().numpy(),
+    )
+
+
+def keras_trained(batches):
+    keras = pytest.importorskip("keras")
+    norm = keras.layers.BatchNormalization()
+    for batch in batches:
+        norm(batch, training=True)
+    found = norm.moving_mean, norm.moving_variance, norm(batches[0], training=False)
+    return tuple(map(keras.ops.convert_to_numpy, found))
+
+
+def flax_trained(batches):
+    nnx = pytest.importorskip("flax.nnx")
+    norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0), use_running_average=False)
+    for batch in batches:
+        norm(batch)
+    y = norm(batches[0], use_running_average=True)
+    return np.asarray(norm.mean[...]), np.asarray(norm.var[...]), np.asarray(y)
+
+
+@pytest.mark.filterwarnings("ignore")  # of those libraries
+@pytest.mark.parametrize(
+    ("library", "their"), [("torch", torch_trained), ("keras", keras_trained), ("flax", flax_trained)]
+)
+def test_running_statistics_are_those_of_other_libraries(library, their, rng):
+    batches = (3 + 2 * rng.standard_normal((30, 6, 4))).astype(np.float32)
+    mean, var, y = their(batches)
+    net = bn.Sequential((bn.BatchNorm(4, **bn.like(library)),))
+    params, state = net.init(0, backend="numpy")
+    for batch in batches:
+        _, state, _ = net.forward(params, state, batch, training=True)
+    np.testing.assert_allclose(state["0"]["mean"], mean, rtol=2e-6)
+    np.testing.assert_allclose(state["0"]["var"], var, rtol=5e-6)  # Flax computes E[x^2] - E[x]^2
+    np.testing.assert_allclose(net.forward(params, state, batches[0], training=False)[0], y, rtol=0, atol=1e-5)
 
 
 def test_inference_uses_running_statistics_and_keeps_them(rng):

@@ -81,7 +81,7 @@ def evaluate_run(
     """Metrics of a trained run on the test part of its own data, or on other data."""
     if label is not None and source is None:
         raise ConfigError("label: says which column of --data holds the labels, but data is not given")
-    config, loaded, place = _load_run(run, backend, device)
+    config, loaded, place = load_run(run, backend, device)
     task, target = loaded.metadata["task"], (loaded.metadata["target_mean"], loaded.metadata["target_std"])
     if source is None:
         if config.data == STANDARD_INPUT:
@@ -92,7 +92,7 @@ def evaluate_run(
         for names in ("classes", "columns"):
             if list(getattr(dataset, names)) != loaded.metadata[names]:
                 raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
-        if dataset.encoding != _encoding(loaded):
+        if dataset.encoding != encoding_of(loaded):
             raise DataError(f"{config.data}: its values are no longer those that the run was trained on")
         if not len(dataset.y_test):
             raise ConfigError(f"data: the run was trained on all rows of {config.data}; name other rows with --data")
@@ -136,7 +136,7 @@ def predict_run(
 
     Classes come with their probabilities, values in the units of the training targets.
     """
-    _, loaded, place = _load_run(run, backend, device)
+    _, loaded, place = load_run(run, backend, device)
     x = _read_unlabelled(source, delimiter, loaded, listener)
     _check_features(x, loaded, source)
     with np.errstate(over="ignore", invalid="ignore"):  # refused next
@@ -157,7 +157,8 @@ def predict_run(
     return ["prediction", *(f"p({name})" for name in classes)], rows
 
 
-def _load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
+def load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
+    """The configuration and the network of a finished run, and the backend that the network is on."""
     config = read_config(_finished(run))
     place = make_backend(backend, dtype=config.dtype, device=device)
     return config, load_network(run, place), place
@@ -187,7 +188,7 @@ def _check_metadata(path: Path, loaded: Loaded) -> None:
             raise CheckpointError(f"{path}: no {name} in its metadata, so it is no network of a run")
     found, net = loaded.metadata, loaded.net
     try:
-        features = _encoding(loaded).features
+        features = encoding_of(loaded).features
     except ValueError as error:
         raise CheckpointError(f"{path}: encoding in its metadata: {error}") from error
     if features and list(features) != found["columns"]:
@@ -210,13 +211,14 @@ def _gap_from(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> d
     return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
 
 
-def _encoding(loaded: Loaded) -> Encoding:
+def encoding_of(loaded: Loaded) -> Encoding:
+    """What the columns of a table become for the network of a run."""
     return Encoding.from_metadata(loaded.metadata.get("encoding"))
 
 
 def _read_table(source: str, loaded: Loaded, listener: Listener, **wanted: Any) -> Table:
     """The run's columns of a table, as the network takes them."""
-    encoding = _encoding(loaded)
+    encoding = encoding_of(loaded)
     columns = [column.name for column in encoding.columns] or loaded.metadata["columns"]
     more: dict[str, Any] = {
         "columns": columns,
