@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from libraries import need
 need("sklearn")
 pytest.importorskip("sklearn", minversion="1.6")
 
+import sklearn
 from sklearn import base, datasets, neural_network
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import StackingClassifier
@@ -38,11 +43,53 @@ PLAIN = {"norm": None, "standardize": False, "random_state": 0}
 """As scikit-learn's own."""
 
 
-@parametrize_with_checks([MLPClassifier(), MLPRegressor()])
+SOON = {"max_iter": 40, "learning_rate_init": 0.01}
+
+
+@parametrize_with_checks([MLPClassifier(**SOON), MLPRegressor(**SOON)])
 def test_scikit_learn_s_checks(estimator, check):
-    if "weight" in str(check):
-        pytest.skip("weights are not taken yet")
+    if not check.func.__name__.startswith("check_array_api"):  # below, in a process of their own
+        check(estimator)
+
+
+@pytest.mark.grid
+@parametrize_with_checks([MLPClassifier(), MLPRegressor(), MLPClassifier(norm=None), MLPRegressor(norm=None)])
+def test_scikit_learn_s_checks_of_the_defaults(estimator, check):
     check(estimator)
+
+
+ARRAY_API = """
+import json, unittest, warnings
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from bnengine.sklearn import MLPClassifier, MLPRegressor
+warnings.simplefilter("ignore")
+told = []
+for estimator in (MLPClassifier(max_iter=20), MLPRegressor(max_iter=20)):
+    for estimator, check in estimator_checks_generator(estimator):
+        name = check.func.__name__
+        if name.startswith("check_array_api"):
+            try:
+                check(estimator)
+                told.append((name, str(check.keywords), "passed"))
+            except BaseException as error:
+                told.append((name, str(check.keywords), f"{type(error).__name__}: {error}"))
+print(json.dumps(told))
+"""
+
+
+def test_scikit_learn_s_checks_of_other_array_libraries():
+    """In a process of its own: SciPy has to be told before it is imported."""
+    need("torch")
+    environment = {**os.environ, "SCIPY_ARRAY_API": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-c", ARRAY_API], env=environment, capture_output=True, text=True, check=True
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    missing = ("SkipTest", "CUDARuntimeError")  # a library or a device that is not here
+    assert [line for line in told if not line[2].startswith(("passed", *missing))] == []
+    passed = [keywords for _, keywords, result in told if result == "passed"]
+    assert sum("torch" in keywords for keywords in passed) >= 4
+    assert sum("strict" in keywords for keywords in passed) >= 4
 
 
 # ---- scikit-learn as an oracle
@@ -148,6 +195,34 @@ def test_pages_show_it():
     assert "norm" in page
     assert "early_stopping" in page
     assert repr(MLPClassifier(norm=None)) == "MLPClassifier(norm=None)"
+
+
+def test_weights_are_routed():
+    x, y = WINE
+    weights = np.random.default_rng(0).integers(0, 3, len(y))
+    with sklearn.config_context(enable_metadata_routing=True):
+        network = MLPClassifier(**QUICK).set_fit_request(sample_weight=True, X_val=True, y_val=True)
+        routed = make_pipeline(StandardScaler().set_fit_request(sample_weight=False), network).fit(
+            x, y, sample_weight=weights, X_val=x[:9], y_val=y[:9]
+        )
+    assert len(routed[-1].validation_loss_curve_) == 20
+    scaled = StandardScaler().fit_transform(x)
+    own = MLPClassifier(**QUICK).fit(scaled, y, sample_weight=weights)
+    np.testing.assert_array_equal(routed.predict_proba(x), own.predict_proba(scaled))
+
+
+@pytest.mark.parametrize("library", ["pandas", "polars"])
+def test_data_frames(library):
+    frames = pytest.importorskip(library)
+    x, y = WINE
+    table = frames.DataFrame({f"column {i}": x[:, i] for i in range(4)})
+    network = MLPClassifier(early_stopping=True, scoring="accuracy", **QUICK)
+    network.fit(table, frames.Series(np.asarray(["a", "b", "c"])[y].tolist()))
+    assert network.feature_names_in_.tolist() == list(table.columns)
+    assert set(network.predict(table)) <= {"a", "b", "c"}
+    np.testing.assert_array_equal(
+        network.predict(table), np.asarray(["a", "b", "c"])[np.argmax(network.predict_proba(table), 1)]
+    )
 
 
 # ---- what it adds
@@ -303,3 +378,97 @@ def test_one_row_has_no_batch_statistics():
     with pytest.raises(ValueError, match=r"norm: expected None, or more rows .* n_samples = 1"):
         MLPRegressor().fit([[1.0]], [1.0])
     assert MLPRegressor(norm=None).fit([[1.0]], [1.0]).predict([[1.0]]).shape == (1,)
+
+
+# ---- weights and losses
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"norm": None}, {"norm_position": "post", "solver": "sgd"}, {"solver": "lbfgs", "max_iter": 10}, {"n_ens": 2}],
+)
+@pytest.mark.parametrize("kind", ["classes", "value", "labels"])
+def test_a_weight_of_k_is_k_rows(kind, settings):
+    """In full batches, with the statistics of batches, of features and of targets, and the penalty."""
+    counts = np.random.default_rng(0).integers(0, 4, len(ROWS))
+    estimator = MLPRegressor if kind == "value" else MLPClassifier
+    how = {"hidden_layer_sizes": (6,), "max_iter": 20, "alpha": 1.0, "batch_size": 1000, "random_state": 0} | settings
+    weighted = estimator(**how).fit(ROWS, TARGETS[kind], sample_weight=counts)
+    repeated = estimator(**how).fit(ROWS.repeat(counts, axis=0), TARGETS[kind].repeat(counts, axis=0))
+    method = "predict" if kind == "value" else "predict_proba"
+    np.testing.assert_allclose(getattr(weighted, method)(ROWS), getattr(repeated, method)(ROWS), rtol=1e-5)
+    assert weighted.loss_ == pytest.approx(repeated.loss_, rel=1e-8)
+
+
+def test_weights_of_classes():
+    counts = {0: 3, 1: 1, 2: 0}
+    how = {"batch_size": 1000, **QUICK}
+    by_class = MLPClassifier(class_weight=counts, **how).fit(ROWS, CLASS)
+    by_row = MLPClassifier(**how).fit(ROWS, CLASS, sample_weight=[counts[each] for each in CLASS])
+    np.testing.assert_array_equal(by_class.predict_proba(ROWS), by_row.predict_proba(ROWS))
+    rare = np.r_[:50, 50:55]
+    shares = [
+        MLPClassifier(class_weight=weight, **how)
+        .fit(IRIS[0][rare], IRIS[1][rare])
+        .predict_proba(IRIS[0][50:100])[:, 1]
+        .mean()
+        for weight in (None, "balanced")
+    ]
+    assert shares[1] > shares[0]
+    with pytest.raises(ValueError, match="class_weight: expected weights as a dict for partial_fit"):
+        MLPClassifier(class_weight="balanced").partial_fit(ROWS, CLASS, classes=[0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.zeros(50), "sample_weight: expected weights of at least 0 that are not all zero"),
+        (-np.ones(50), "sample_weight: expected weights of at least 0"),
+        (np.ones(7), r"sample_weight: expected shape \(50,\), got \(7,\)"),
+        (np.full(50, np.nan), "sample_weight contains NaN"),
+    ],
+)
+def test_weights_that_are_refused(weights, words):
+    with pytest.raises(ValueError, match=words):
+        MLPClassifier(**QUICK).fit(ROWS, CLASS, sample_weight=weights)
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_each_loss_of_values_finds_its_constant(standardize):
+    """Of a network that sees nothing, the best constant: mean, median, quantile."""
+    rng = np.random.default_rng(0)
+    y = rng.exponential(size=1000) ** 2
+    x = np.zeros((1000, 1))
+    how = {"solver": "lbfgs", "norm": None, "alpha": 0, "standardize": standardize, "tol": 1e-9, "random_state": 0}
+    wanted = {
+        "squared_error": y.mean(),
+        "absolute_error": np.median(y),
+        "quantile": np.quantile(y, 0.9),
+        "poisson": y.mean(),
+    }
+    for loss, value in wanted.items():
+        network = MLPRegressor((1,), loss=loss, quantile=0.9, **how).fit(x, y)
+        assert network.predict(x[:1])[0] == pytest.approx(value, rel=0.02), loss
+    cut = MLPRegressor((1,), loss="huber", delta=0.1, **how).fit(x, y).predict(x[:1])[0]
+    scale = y.std() if standardize else 1.0
+    assert np.mean(np.clip((y - cut) / scale, -0.1, 0.1)) == pytest.approx(0, abs=1e-4)
+
+
+def test_poisson_takes_counts():
+    with pytest.raises(ValueError, match="y: expected values of at least 0 with loss='poisson', got -1"):
+        MLPRegressor(loss="poisson").fit([[0.0], [1.0]], [1, -1])
+    with pytest.raises(ValueError, match=r"loss: expected 'squared_error', .* got 'log_loss'"):
+        MLPRegressor(loss="log_loss").fit([[0.0], [1.0]], [1, -1])
+
+
+@pytest.mark.parametrize("kind", ["binary", "classes", "labels"])
+def test_smoothing_keeps_probabilities_from_the_ends(kind):
+    """The best network for targets 1 - s and s / (K - 1) or so gives just these."""
+    how = {"solver": "lbfgs", "alpha": 0, "max_iter": 300, "random_state": 0, "hidden_layer_sizes": (20,), "norm": None}
+    y = TARGETS[kind][:34] if kind == "binary" else TARGETS[kind]
+    sure, smoothed = (
+        MLPClassifier(label_smoothing=s, **how).fit(ROWS[: len(y)], y).predict_proba(ROWS[: len(y)]) for s in (0, 0.3)
+    )
+    median = np.median(np.maximum(smoothed, 1 - smoothed) if kind == "labels" else smoothed.max(axis=1))
+    assert sure.max() > 0.99
+    assert median == pytest.approx({"classes": 0.8}.get(kind, 0.85), abs=0.02)

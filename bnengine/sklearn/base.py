@@ -8,6 +8,8 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+from array_api_compat import array_namespace, is_array_api_obj
+from sklearn import get_config
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import train_test_split
 from sklearn.utils import _safe_indexing, check_array, check_random_state
@@ -77,6 +79,10 @@ class MultilayerPerceptron(BaseEstimator):
         """The targets as the loss takes them, on the host; at first learns from them what the outputs mean."""
         raise NotImplementedError
 
+    def _scaled(self, targets: np.ndarray[Any, Any], weights: Any, *, first: bool = False) -> np.ndarray[Any, Any]:  # noqa: ARG002
+        """The targets in units of the first rows' own, where the two differ."""
+        return targets
+
     def _chosen_loss(self) -> Objective:
         """From outputs and targets to the mean loss and its gradient."""
         raise NotImplementedError
@@ -112,16 +118,17 @@ class MultilayerPerceptron(BaseEstimator):
         if self.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True: it sees a part of the rows at a time")
         first = not self.__sklearn_is_fitted__() or not (self.warm_start or incremental)
-        X, y = validate_data(self, X, y, **self._input(), multi_output=True, y_numeric=self._numeric, reset=first)
+        X, y = validate_data(self, X, y, **self._input(X), multi_output=True, y_numeric=self._numeric, reset=first)
         y = on_host(y)
         targets = self._encoded(y, first=first, incremental=incremental)
         weights = self._row_weights(sample_weight, y)
         if weights is not None and not weights.all():  # rows that weigh nothing are none
             some = np.flatnonzero(weights)
             X, y, targets, weights = (_safe_indexing(part, some) for part in (X, y, targets, weights))
+        targets = self._scaled(targets, weights, first=first)
         self._loss = self._chosen_loss()
         if first:
-            self._begin(X, len(targets))
+            self._begin(X, len(targets), weights)
         rows, judged = self._parts(X, y, targets, weights, held)
         if self.solver == "lbfgs":
             self._minimize(rows)
@@ -156,8 +163,11 @@ class MultilayerPerceptron(BaseEstimator):
         if self.solver == "lbfgs" and (self.dropout or self.early_stopping):
             raise ValueError("solver: 'lbfgs' needs dropout=0 and early_stopping=False: it looks at one fixed loss")
 
-    def _input(self) -> dict[str, Any]:
-        return {"accept_sparse": ["csr", "csc"], "dtype": (np.float64, np.float32)}
+    def _input(self, X: Any) -> dict[str, Any]:
+        """What `validate_data` is to make of X: floating rows, sparse or dense, of its own library where that is on."""
+        own = get_config()["array_api_dispatch"] and is_array_api_obj(X)
+        xp = array_namespace(X) if own else np
+        return {"accept_sparse": ["csr", "csc"], "dtype": [xp.float64, xp.float32]}
 
     def _row_weights(self, sample_weight: Any, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
         """A weight for each row, or None where all are 1."""
@@ -171,7 +181,7 @@ class MultilayerPerceptron(BaseEstimator):
             raise ValueError("sample_weight: expected weights of at least 0 that are not all zero, got others")
         return weights
 
-    def _begin(self, X: Any, count: int) -> None:
+    def _begin(self, X: Any, count: int, weights: Any) -> None:
         """New networks, and the curves of a new training."""
         self._seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         self._backend = self._backend_for(X)
@@ -188,7 +198,7 @@ class MultilayerPerceptron(BaseEstimator):
             dropout=float(self.dropout),
             residual=bool(self.residual),
         )
-        self.members_ = [self._new_member(number, X) for number in range(self.n_ens)]
+        self.members_ = [self._new_member(number, X, weights) for number in range(self.n_ens)]
         self.t_ = self._epochs = self._no_improvement_count = 0
         self.loss_curve_: Any = []
         self.best_loss_: Any = None
@@ -207,9 +217,10 @@ class MultilayerPerceptron(BaseEstimator):
     def _standardized(self) -> bool:
         return self.norm is not None if self.standardize is None else bool(self.standardize)
 
-    def _new_member(self, number: int, X: Any) -> Fitted:
+    def _new_member(self, number: int, X: Any, weights: Any) -> Fitted:
         params, state = self.network_.init(np.random.default_rng([self._seed, number]), self._backend)
-        return Fitted(params, self.network_.measure(state, on_host(X), backend=self._backend), {})
+        measured = self.network_.measure(state, on_host(X), backend=self._backend, weights=weights)
+        return Fitted(params, measured, {})
 
     def rows_in_batch(self, count: int) -> int:
         """Rows of a full batch, of so many."""
@@ -249,20 +260,21 @@ class MultilayerPerceptron(BaseEstimator):
     def _given(self, X: Any, y: Any, sample_weight: Any) -> Rows:
         if y is None:
             raise ValueError("y_val: expected the targets of X_val, got None")
-        X, y = validate_data(self, X, y, **self._input(), multi_output=True, y_numeric=self._numeric, reset=False)
+        X, y = validate_data(self, X, y, **self._input(X), multi_output=True, y_numeric=self._numeric, reset=False)
         y = on_host(y)
-        return self._judges(X, self._encoded(y), self._row_weights(sample_weight, y), y=y)
+        return self._judges(X, self._scaled(self._encoded(y), None), self._row_weights(sample_weight, y), y=y)
 
     def _judges(self, X: Any, targets: Any, weights: Any = None, *, y: Any) -> Rows:
-        return self._rows(X, targets, weights)._replace(X=X, y=y, sample_weight=weights)
+        scored = None if self.scoring in (None, "loss") else on_host(X)
+        return self._rows(X, targets, weights)._replace(X=scored, y=y, sample_weight=weights)
 
     def _rows(self, X: Any, targets: np.ndarray[Any, Any], weights: Any = None) -> Rows:
         return Rows(self._placed(X), self._placed(targets), None if weights is None else self._placed(weights))
 
     def _backend_for(self, X: Any) -> Backend:
         """The backend that is asked for, or that of the rows: everything follows X."""
-        name: Any = self.backend or library(type(X))
-        name, place = "numpy" if name == "scipy" else name, self.device
+        name: Any = self.backend or library_of(X)
+        place = self.device
         if self.backend is None and place is None:
             place = device_words(X)
         dtype = self.dtype or ("float32" if str(X.dtype).endswith("float32") else "float64")
@@ -273,7 +285,7 @@ class MultilayerPerceptron(BaseEstimator):
     def _placed(self, a: Any) -> Array:
         """An array on the backend, in its dtype where it is floating; sparse ones filled."""
         backend = self._backend
-        if library(type(a)) != backend.name or backend.name == "numpy":
+        if library_of(a) != backend.name or backend.name == "numpy":
             return backend.asarray(on_host(a))
         floating = backend.xp.isdtype(a.dtype, "real floating")
         return backend.xp.asarray(a, dtype=backend.dtype if floating else None, device=backend.device)
@@ -290,13 +302,15 @@ class MultilayerPerceptron(BaseEstimator):
                 member,
                 lambda outputs: self._loss(outputs, rows.targets, rows.weights),
                 rows.x,
+                rows.weights,
                 penalty=self.alpha / weight,
                 max_iter=self.max_iter,
                 max_fun=self.max_fun,
                 tol=self.tol,
             )
             if self.norm is not None:
-                member.state = recalibrate(self.network_, member.params, member.state, rows.x, backend=self._backend)
+                given = (self.network_, member.params, member.state, rows.x)
+                member.state = recalibrate(*given, backend=self._backend, weights=rows.weights)
         self.t_ += self.n_iter_ * count
 
     def _refuse_nonfinite(self) -> None:
@@ -310,12 +324,19 @@ class MultilayerPerceptron(BaseEstimator):
 
     # ---- predict
 
-    def _predicted(self, X: Any) -> Array:
+    def _predicted(self, X: Any, method: str) -> Array:
         """Probabilities or values for new rows, in their library."""
         check_is_fitted(self)
-        X = validate_data(self, X, **self._input(), reset=False)
+        own = get_config()["array_api_dispatch"] and is_array_api_obj(X) and self.backend is None
+        if own and library_of(X) != self._backend.name:
+            raise ValueError(
+                f"Inputs passed to {type(self).__name__}.{method}() must use the same namespace and the same device as "
+                f"those passed to fit(): expected arrays of {self._backend.name}, got those of {library_of(X)}; convert "
+                "them, or say backend="
+            )
+        X = validate_data(self, X, **self._input(X), reset=False)
         found = self._averaged([self._link(outputs) for outputs in self._outputs(self._placed(X))])
-        return found if library(type(X)) == self._backend.name else as_numpy(found)
+        return found if library_of(X) == self._backend.name else as_numpy(found)
 
     def _outputs(self, x: Array) -> list[Array]:
         return [_outputs(self.network_, each.params, each.state, x, self._backend) for each in self.members_]
@@ -336,7 +357,7 @@ class MultilayerPerceptron(BaseEstimator):
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.sparse = True
+        tags.input_tags.sparse = tags.array_api_support = True
         return tags
 
     @property
@@ -368,8 +389,15 @@ def on_host(a: Any) -> np.ndarray[Any, Any]:
     return as_numpy(a.toarray() if hasattr(a, "toarray") else a)
 
 
+def library_of(X: Any) -> str:
+    """The name of its backend: of sparse rows NumPy's, which they become."""
+    name = library(type(X)).replace("_", "-")
+    return "numpy" if name == "scipy" else name
+
+
 def device_words(X: Any) -> str | None:
     """The device of an array, as `backend` takes it; None: its library's default."""
-    if library(type(X)) == "torch":
-        return str(X.device)
-    return f"cuda:{X.device.id}" if library(type(X)) == "cupy" else None
+    name = library_of(X)
+    if name == "array-api-strict":
+        return str(X.device).partition("'")[2].rstrip("')")
+    return str(X.device) if name == "torch" else f"cuda:{X.device.id}" if name == "cupy" else None

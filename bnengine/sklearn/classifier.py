@@ -10,7 +10,7 @@ from array_api_compat import array_namespace, device
 from sklearn.base import ClassifierMixin
 from sklearn.metrics import accuracy_score
 from sklearn.utils import column_or_1d
-from sklearn.utils.extmath import softmax
+from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
@@ -100,6 +100,8 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
     @available_if(lambda self: self.solver != "lbfgs")
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, classes: Any = None) -> MLPClassifier:
         """One more epoch on these rows."""
+        if self.class_weight == "balanced":
+            raise ValueError("class_weight: expected weights as a dict for partial_fit, which sees a part of the rows")
         if not self.__sklearn_is_fitted__():
             if classes is None:
                 raise ValueError("classes: expected all classes on the first call of partial_fit, got None")
@@ -110,23 +112,26 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
 
     def predict(self, X: Any) -> Any:
         """The class of each row, or of multi-label targets a matrix of 0 and 1."""
-        return self._final(self._predicted(X))
+        return self._final(self._predicted(X, "predict"))
 
     def predict_proba(self, X: Any) -> Any:
         """Probabilities, (N, classes); of multi-label targets of each label by itself."""
-        predicted = self._predicted(X)
+        return self._probabilities(X, "predict_proba")
+
+    def predict_log_proba(self, X: Any) -> Any:
+        """Logarithms of the probabilities."""
+        probabilities = self._probabilities(X, "predict_log_proba")
+        with np.errstate(divide="ignore"):
+            return array_namespace(probabilities).log(probabilities)
+
+    def _probabilities(self, X: Any, method: str) -> Any:
+        predicted = self._predicted(X, method)
         if self._multilabel or self.n_outputs_ > 1:
             return predicted
         xp = array_namespace(predicted)
         if len(self.classes_) == 1:
             return xp.ones_like(predicted)
         return xp.concat([1 - predicted, predicted], axis=1)
-
-    def predict_log_proba(self, X: Any) -> Any:
-        """Logarithms of the probabilities."""
-        probabilities = self.predict_proba(X)
-        with np.errstate(divide="ignore"):
-            return array_namespace(probabilities).log(probabilities)
 
     # ---- what the base asks
 
@@ -170,7 +175,15 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
             )
 
     def _chosen_loss(self) -> Any:
-        return objective("softmax" if self.out_activation_ == "softmax" else "log_loss")
+        smoothing = {"label_smoothing": self.label_smoothing} if self.label_smoothing else {}
+        return objective("softmax" if self.out_activation_ == "softmax" else "log_loss", **smoothing)
+
+    def _row_weights(self, sample_weight: Any, y: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
+        weights = super()._row_weights(sample_weight, y)
+        if self.class_weight is None:
+            return weights
+        of_class = compute_sample_weight(self.class_weight, y)
+        return of_class if weights is None else weights * of_class
 
     def _groups(self, targets: np.ndarray[Any, Any]) -> np.ndarray[Any, Any] | None:
         if self._multilabel:
@@ -181,7 +194,11 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
         return None if scarce else self.classes_[np.ravel(targets).astype(int)]
 
     def _link(self, outputs: Array) -> Array:
-        return softmax(outputs) if self.out_activation_ == "softmax" else sigmoid(outputs)
+        if self.out_activation_ == "logistic":
+            return sigmoid(outputs)
+        xp = array_namespace(outputs)
+        powers = xp.exp(outputs - xp.max(outputs, axis=1, keepdims=True))
+        return powers / xp.sum(powers, axis=1, keepdims=True)
 
     def _final(self, predicted: Array) -> Any:
         xp = array_namespace(predicted)

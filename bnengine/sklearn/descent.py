@@ -36,7 +36,7 @@ class Rows(NamedTuple):
     weights: Array | None = None
     """One for each row; None: 1."""
     X: Any = None
-    """Inputs, labels and weights as scikit-learn's scores take them: of the rows to judge by."""
+    """Inputs, labels and weights as scikit-learn's scores take them, on the host: of the rows to judge by."""
     y: Any = None
     sample_weight: np.ndarray[Any, Any] | None = None
 

@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import column_or_1d
 from sklearn.utils.metaestimators import available_if
 
 from .._typing import Array
+from ..arguments import one_of
 from .base import MultilayerPerceptron
 from .documentation import documented
-from .objectives import objective
+from .objectives import VALUES, objective
 
 
 @documented
@@ -24,9 +26,14 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):
 
     Parameters
     ----------
-    loss : {"squared_error"}, default "squared_error"
-        "squared_error" is half the squared error. Summed over outputs.
     {parameters}
+    loss : str, default "squared_error"
+        "squared_error" (half of it), "absolute_error", "huber", "quantile" or "poisson" (half the deviance; the network
+        gives the logarithm of the prediction, and y is at least 0). Summed over outputs.
+    quantile : float, default 0.5
+        The quantile that loss "quantile" finds.
+    delta : float, default 1.0
+        The error from which "huber" grows in a straight line, in standard deviations of y where it is standardised.
 
     Attributes
     ----------
@@ -43,6 +50,8 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):
     """
 
     loss: str = "squared_error"
+    quantile: float = 0.5
+    delta: float = 1.0
 
     _numeric = True
 
@@ -90,9 +99,13 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):
 
     def predict(self, X: Any) -> Any:
         """The values of each row: (N,), or (N, outputs) where the targets were so."""
-        return self._final(self._predicted(X))
+        return self._final(self._predicted(X, "predict"))
 
     # ---- what the base asks
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        one_of("loss", self.loss, VALUES)
 
     def _encoded(
         self, y: np.ndarray[Any, Any], *, first: bool = False, incremental: bool = False
@@ -103,23 +116,35 @@ class MLPRegressor(RegressorMixin, MultilayerPerceptron):
         values = y.reshape(len(y), -1).astype(np.float64)
         if first:
             self.n_outputs_ = values.shape[1]
-            self.out_activation_ = "identity"
-            self._center, self._spread = np.zeros(self.n_outputs_), np.ones(self.n_outputs_)
-            if self._standardized():
-                self._center, spread = values.mean(axis=0), values.std(axis=0)
-                self._spread = np.where(spread > 0, spread, 1.0)
+            self.out_activation_ = "exp" if self.loss == "poisson" else "identity"
         if values.shape[1] != self.n_outputs_:
             raise ValueError(f"y: expected {self.n_outputs_} columns as before, got {values.shape[1]}")
-        return (values - self._center) / self._spread
+        if self.loss == "poisson" and (values < 0).any():
+            raise ValueError(f"y: expected values of at least 0 with loss='poisson', got {values.min():g}")
+        return values
+
+    def _scaled(self, targets: np.ndarray[Any, Any], weights: Any, *, first: bool = False) -> np.ndarray[Any, Any]:
+        if first:
+            self._scale = [(0.0, 1.0)] * self.n_outputs_
+            if self._standardized() and self.loss != "poisson":
+                mean = np.average(targets, axis=0, weights=weights)
+                std = np.sqrt(np.average((targets - mean) ** 2, axis=0, weights=weights))
+                self._scale = [(m, s or 1.0) for m, s in zip(mean.tolist(), std.tolist(), strict=True)]
+        mean, std = np.transpose(self._scale)
+        return (targets - mean) / std
 
     def _chosen_loss(self) -> Any:
-        return objective(self.loss)
+        options = {"huber": {"delta": self.delta}, "quantile": {"level": self.quantile}}
+        return objective(self.loss, **options.get(self.loss, {}))
 
     def _groups(self, targets: np.ndarray[Any, Any]) -> None:
         """Rows are held out whatever their values."""
 
     def _link(self, outputs: Array) -> Array:
-        return outputs * self._backend.asarray(self._spread) + self._backend.asarray(self._center)
+        if self.out_activation_ == "exp":
+            return array_namespace(outputs).exp(outputs)
+        mean, std = (self._backend.asarray(part) for part in np.transpose(self._scale))
+        return outputs * std + mean
 
     def _final(self, predicted: Array) -> Any:
         return predicted[:, 0] if predicted.shape[1] == 1 else predicted

@@ -64,6 +64,7 @@ def minimized(
     start: Fitted,
     objective: Callable[[Array], tuple[Array, Array]],
     x: Array,
+    weights: Array | None,
     *,
     penalty: float,
     max_iter: int,
@@ -86,7 +87,7 @@ def minimized(
 
     def value_and_gradient(flat: np.ndarray[Any, Any]) -> tuple[float, np.ndarray[Any, Any]]:
         params = unpacked(flat)
-        outputs, _, residuals = net.forward(params, start.state, x, Context(True))
+        outputs, _, residuals = net.forward(params, start.state, x, Context(True, weights=weights))
         value, doutputs = objective(outputs)
         gradients = trees.leaves(net.backward(params, residuals, doutputs), params)
         gradient = np.concatenate([np.ravel(leaf) for leaf in gradients]).astype(np.float64)
