@@ -8,6 +8,7 @@ import os
 import pickle
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,13 @@ def test_scikit_learn_s_checks_of_other_array_libraries():
     passed = [keywords for _, keywords, result in told if result == "passed"]
     assert sum("torch" in keywords for keywords in passed) >= 4
     assert sum("strict" in keywords for keywords in passed) >= 4
+
+
+@pytest.mark.grid
+def test_scikit_learn_s_own_tests():
+    program = Path(__file__).parent / "programs" / "scikit_learn_mlp.py"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    subprocess.run([sys.executable, program], env=environment, check=True)
 
 
 # ---- scikit-learn as an oracle

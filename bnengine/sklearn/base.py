@@ -23,7 +23,7 @@ from ..fully_connected import mlp
 from ..functional import ACTIVATIONS
 from ..functional.activations import ActivationName
 from ..kernels import library
-from ..training.evaluation import _outputs
+from ..training.evaluation import _outputs as outputs_of
 from ..training.fitted import Fitted
 from ..training.running_statistics import recalibrate
 from .descent import Descent, Rows
@@ -339,7 +339,7 @@ class MultilayerPerceptron(BaseEstimator):
         return found if library_of(X) == self._backend.name else as_numpy(found)
 
     def _outputs(self, x: Array) -> list[Array]:
-        return [_outputs(self.network_, each.params, each.state, x, self._backend) for each in self.members_]
+        return [outputs_of(self.network_, each.params, each.state, x, self._backend) for each in self.members_]
 
     def _averaged(self, each: list[Array]) -> Array:
         return each[0] if len(each) == 1 else self._backend.xp.mean(self._backend.xp.stack(each), axis=0)

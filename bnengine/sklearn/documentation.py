@@ -88,8 +88,8 @@ ATTRIBUTES = """\
     best_validation_score_ : float or None
         With early_stopping.
     coefs_, intercepts_ : list of array
-        Weights (inputs, outputs) and biases of each layer, with the normalisation folded in: the network as
-        scikit-learn writes it. Of n_ens=1 alone: see `members_`.
+        Weights (inputs, outputs) and biases of the Linear layers, of n_ens=1. One with a normalisation behind it has no
+        bias.
     n_iter_, t_ : int
         Epochs of the last fit, and rows seen so far.
     n_layers_, n_outputs_ : int
