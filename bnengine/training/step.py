@@ -99,7 +99,9 @@ def train_step(
     check_optimizer(optimizer)
     instance("opt_state", opt_state, dict, "a dict such as optimizer.init gives")
     if "step" not in opt_state:
-        raise ValueError(f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}")
+        raise ValueError(
+            f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}"
+        )
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows), weights)
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:
