@@ -28,6 +28,7 @@ from .functional.activations import *  # so that a new one is named in its file 
 from .layers import *
 from .networks import Residual, Sequential
 from .optimizers import Optimizer
+from .training.compiled import Compiled, compiled
 from .training.evaluation import evaluate, predict
 from .training.fitted import Fitted, NonFiniteError
 from .training.fitting import Settings, fit
@@ -37,6 +38,7 @@ from .training.step import train_step
 __all__ = [
     "Backend",
     "CheckpointError",
+    "Compiled",
     "Context",
     "Draws",
     "Fitted",
@@ -54,6 +56,7 @@ __all__ = [
     "batch_norm",
     "batch_norm_backward",
     "binary_cross_entropy",
+    "compiled",
     "data",
     "evaluate",
     "fit",

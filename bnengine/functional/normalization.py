@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from .._typing import AllReduce, Array, FusedActivation, Implementation
+from .._typing import AllReduce, Array, DType, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import library, reference, select
 from ..kernels.reference import Affine, Moments
+from ..recording import constant, made
 from . import checks
 from .ranks import moments_over_ranks, refuse_too_few
 
@@ -165,7 +166,7 @@ def batch_norm(
     count = reference._count(x, axis)
     if all_reduce is None:
         refuse_too_few(count, x)
-        y, m = kernels.forward(x, affine, axis)
+        y, m = made(kernels.forward, x, affine, axis)
     else:
         m, count = moments_over_ranks(kernels, x, axis, count, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
@@ -228,7 +229,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
     kernels, m = select(r.x, r.impl), r.moments
     if r.all_reduce is None:
-        dx, sums = kernels.backward(dy, r.x, m, affine, r.axis)
+        dx, sums = made(kernels.backward, dy, r.x, m, affine, r.axis)
     else:
         xp = array_namespace(r.x)
         sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
@@ -285,7 +286,7 @@ def normalize(
     """
     axis = checks.features(x, axis)
     m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
-    y: Array = select(x).normalize(x, m, affine, axis)
+    y: Array = made(select(x).normalize, x, m, affine, axis)
     return y
 
 
@@ -339,8 +340,8 @@ def normalize_backward(
     checks.same_shape("dy", dy, x)
     m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
-    sums = kernels.gradient_sums(dy, x, m, affine, axis)
-    dx = kernels.given_gradient(dy, x, m, affine, axis)
+    sums = made(kernels.gradient_sums, dy, x, m, affine, axis)
+    dx = made(kernels.given_gradient, dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
@@ -362,8 +363,16 @@ def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
-    rounded = xp.astype(m, dtype)
-    return Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
+    if m.dtype == dtype == v.dtype:
+        return Moments(m, constant(xp.zeros_like(m)), v)
+    return made(_split, m, v, dtype)
+
+
+def _split(mean: Array, var: Array, dtype: DType) -> Moments:
+    """Statistics in the statistics dtype, and what that loses of the mean."""
+    xp = array_namespace(mean)
+    rounded = xp.astype(mean, dtype)
+    return Moments(rounded, xp.astype(mean - xp.astype(rounded, mean.dtype), dtype), xp.astype(var, dtype))
 
 
 def _affine(

@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, device
 from .._typing import Array
 from ..arguments import instance, integer, number, one_of
 from ..kernels import reference, select
+from ..recording import live, made
 from . import checks
 from .normalization import Residuals
 
@@ -67,11 +68,16 @@ class RunningStats(NamedTuple):
             raise ValueError(
                 f"residuals: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(residuals.mean)}"
             )
-        weight = 1 / (self.batches + 1) if momentum is None else momentum
+        weight = live(_share, self.batches) if momentum is None else momentum
         unbiased = residuals.count / (residuals.count - 1)
         kernels = select(self.mean)
-        mean, var = kernels.blend(self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
+        mean, var = made(kernels.blend, self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
         return RunningStats(mean, var, self.batches + 1)
+
+
+def _share(batches: int) -> float:
+    """The weight of one batch more in the plain average."""
+    return 1 / (batches + 1)
 
 
 LIKE = {

@@ -16,6 +16,7 @@ from ..functional import Loss, loss_function, loss_sum
 from ..functional.losses import LossName
 from ..networks import Sequential
 from ..optimizers import Optimizer, OptimizerLike
+from ..recording import again, made
 
 
 def train_step(
@@ -130,9 +131,9 @@ def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce
 
 def _loss(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
     if callable(loss):
-        return loss(output, targets)
+        return again(loss, output, targets)
     try:
-        return loss_function(loss)(output, targets)
+        return made(loss_function(loss), output, targets)
     except (TypeError, ValueError) as error:
         raise ValueError(f"targets: they do not fit the network's outputs: {error}") from error
 

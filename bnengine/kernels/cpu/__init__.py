@@ -17,7 +17,7 @@ from ..._typing import Native
 from .. import plain, views, workers
 from ..reference import Affine, Moments
 from ..views import View
-from . import planes, updates
+from . import other, planes, updates
 from .columns import Columns
 from .compiling import cache_folder
 from .layout import Layout
@@ -82,6 +82,7 @@ def backward(
 
 
 given_gradient = plain.given_gradient
+blend = other.blend
 
 
 @functools.lru_cache(maxsize=1024)
@@ -99,7 +100,7 @@ def _of(x: Native, axis: int) -> tuple[View, Layout]:
 
 # ---- the network's other hot operations
 
-matmul, relu = plain.matmul, plain.relu
+matmul, add_bias, column_sums, relu = plain.matmul, plain.add_bias, plain.column_sums, plain.relu
 sigmoid = plain.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
 update = updates.update
 

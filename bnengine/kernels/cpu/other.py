@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from ..._typing import Native
+from ...recording import call, constant, item
 from .. import memory, reference, views
 from ..views import FLOAT32, FLOAT64, plain
 from .compiling import compiled
@@ -16,7 +17,7 @@ LABELS = np.dtype(np.int64)
 
 
 @compiled
-def _softmax_cross_entropy(z: Native, labels: Native, dz: Native) -> float:
+def _softmax_cross_entropy(z: Native, labels: Native, dz: Native, mean: Native) -> None:
     rows, classes = z.shape
     share, loss = z.dtype.type(1 / rows), 0.0
     for i in range(rows):
@@ -38,7 +39,17 @@ def _softmax_cross_entropy(z: Native, labels: Native, dz: Native) -> float:
             dz[i, j] *= scale
         if 0 <= label < classes:
             dz[i, label] -= share
-    return float(loss / rows)
+    mean[0] = loss / rows
+
+
+@compiled
+def _blend(
+    mean: Native, var: Native, batch_mean: Native, batch_var: Native, weights: Native, new_mean: Native, new_var: Native
+) -> None:
+    weight, unbiased = weights
+    for c in range(mean.size):
+        new_mean[c] = mean[c] + (batch_mean[c] - mean[c]) * weight
+        new_var[c] = var[c] + (batch_var[c] * unbiased - var[c]) * weight
 
 
 @compiled
@@ -58,9 +69,22 @@ def _sigmoid_backward(dy: Native, y: Native, dx: Native) -> None:
 def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Native]:
     """Loss and gradient, a row at a time while it is in the cache."""
     z = plain(logits, FLOAT64 if logits.dtype == FLOAT64 else FLOAT32)
-    dz = memory.empty_like(z)
-    loss = _softmax_cross_entropy(z, plain(labels, LABELS), dz)
-    return z.dtype.type(loss), dz.astype(logits.dtype, copy=False)
+    dz, mean = memory.empty_like(z), np.empty(1, z.dtype)
+    call(_softmax_cross_entropy, (z, plain(labels, LABELS), dz, mean), (dz, mean))
+    return item(mean.reshape(())), dz.astype(logits.dtype, copy=False)
+
+
+def blend(
+    mean: Native, var: Native, batch_mean: Native, batch_var: Native, weight: float, unbiased: float
+) -> tuple[Native, Native]:
+    """In one pass, where all four lie alike in one dtype."""
+    given = mean, var, batch_mean, batch_var
+    if not all(a.dtype == mean.dtype and a.dtype in (FLOAT32, FLOAT64) and a.flags.carray for a in given):
+        return reference.blend(*given, weight, unbiased)
+    new_mean, new_var = np.empty_like(mean), np.empty_like(var)
+    weights = constant(np.asarray((weight, unbiased), mean.dtype))
+    call(_blend, (*given, weights, new_mean, new_var), (new_mean, new_var))
+    return new_mean, new_var
 
 
 def relu_backward(dy: Native, y: Native) -> Native:
@@ -85,5 +109,6 @@ def _through(loop: Callable[[Native, Native, Native], None], dy: Native, y: Nati
         return _through(loop, dy.transpose(order), y.transpose(order)).transpose(np.argsort(order))
     dy, y = plain(dy, y.dtype), plain(y, y.dtype)
     dx = memory.empty_like(y)
-    loop(dy.reshape(-1), y.reshape(-1), dx.reshape(-1))
+    flat = dx.reshape(-1)
+    call(loop, (dy.reshape(-1), y.reshape(-1), flat), (flat,))
     return dx
