@@ -16,7 +16,7 @@ from libraries import need
 import bnengine as bn
 from bnengine import kernels, optimizers, recording, trees
 from bnengine.recording import UnrecordableError
-from bnengine.training import replaying
+from bnengine.training import fitting, replaying
 from bnengine.training.replaying import Recorded
 
 SIZES = [20, 24, 24, 5]
@@ -799,3 +799,45 @@ def test_changing_values_refuse_what_cannot_be_followed():
 
 def test_a_compiled_step_is_shown_with_its_settings():
     assert repr(bn.compiled(bn.mlp([2, 3]), optimizers.sgd(0.1))).startswith("Compiled(net=")
+
+
+# ---- fit
+
+
+@pytest.mark.parametrize("settings", [{}, {"on_nonfinite": "skip"}, {"early_stopping": 2, "precise_bn": True}])
+def test_fit_gives_what_it_gives_by_ordinary_steps(monkeypatch, settings):
+    net = bn.mlp([20, 16, 5], standardize=True, dropout=0.1)
+    x, y = np.random.default_rng(0).standard_normal((75, 20)), np.arange(75) % 5
+    optimizer = optimizers.adam(optimizers.cosine(0.01, steps=30))
+    steps, compiled = [], fitting.compiled
+
+    def fitted(start=None):
+        return bn.fit(net, optimizer, (x, y), validation=(x, y), batch_size=16, epochs=5, start=start, **settings)
+
+    def kept(*given, **options):
+        steps.append(compiled(*given, **options))
+        return steps[-1]
+
+    monkeypatch.setattr(fitting, "compiled", kept)
+    found = fitted()
+    assert steps[0].recorded
+    monkeypatch.setattr(fitting, "compiled", lambda *given, **options: compiled(*given, **options).ordinary())
+    wanted = fitted()
+    assert bits((found.params, found.state, found.opt_state)) == bits((wanted.params, wanted.state, wanted.opt_state))
+    for own, other in zip(found.history, wanted.history, strict=True):
+        assert {**own, "seconds": 0} == {**other, "seconds": 0}
+
+
+def test_fit_leaves_its_start_and_what_a_callback_copies_alone():
+    x, y = np.random.default_rng(0).standard_normal((60, 20)), np.arange(60) % 5
+    start = bn.Fitted(*begun(NET, ADAM))
+    before, epochs = bits((start.params, start.state, start.opt_state)), []
+
+    def callback(row, now):
+        best = now.best
+        epochs.append((best, bits((best.params, best.state, best.opt_state))))
+
+    bn.fit(NET, ADAM, (x, y), validation=(x, y), batch_size=10, epochs=4, start=start, callback=callback)
+    assert bits((start.params, start.state, start.opt_state)) == before
+    for best, seen in epochs:
+        assert bits((best.params, best.state, best.opt_state)) == seen

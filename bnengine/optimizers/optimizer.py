@@ -38,7 +38,8 @@ class OptimizerLike(Protocol):
     ...         return {"step": 0}
     ...
     ...     def update(self, params, grads, state):
-    ...         pairs = zip(trees.leaves(params), trees.leaves(grads, params), strict=True)
+    ...         rate = live(self.rate, step)
+        pairs = zip(trees.leaves(params), trees.leaves(grads, params), strict=True)
     ...         new = trees.rebuild(params, [p - 0.1 * np.sign(g) for p, g in pairs])
     ...         return new, {"step": state["step"] + 1}
     >>> optimizer, params = Sign(), {"0": {"weight": np.asarray([1.0, 2.0])}}
@@ -163,11 +164,11 @@ class Optimizer:
         _check_leaves(leaves, gradients, slots)
         if self.clip is not None:
             gradients = made(clip_by_norm, gradients, self.clip)
-        rate, decays = live(self.rate, step), self._decays(params, len(leaves))
-        scalars = live(self._scalars, step, rate)
+        decays, scalars = self._decays(params, len(leaves)), live(self._scalars, step)
         fast = getattr(select(leaves[0]), "update", None) if self.rule.fast else None
         if fast is not None and fast(self.rule.name, leaves, gradients, slots, decays, scalars):
             return params, {**state, **done}  # written in place
+        rate = live(self.rate, step)
         pairs = zip(decays, leaves, gradients, *slots, strict=True)
         moved = [again(self._moved, rate, scalars, *each) for each in pairs]
         new, *kept = (trees.rebuild(params, list(values)) for values in zip(*moved, strict=True))
@@ -178,9 +179,9 @@ class Optimizer:
         rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         return rate.item() if isinstance(rate, np.generic) else rate  # NumPy's would widen float32, and fit NumPy alone
 
-    def _scalars(self, step: Any, rate: Any) -> dict[str, Any]:
+    def _scalars(self, step: Any) -> dict[str, Any]:
         """What the rule's equation takes beside arrays."""
-        return self.rule.scalars(step, rate=rate, **dict(self.options))
+        return self.rule.scalars(step, rate=self.rate(step), **dict(self.options))
 
     def _decays(self, params: Tree, count: int) -> list[float]:
         if self.weight_decay == 0:

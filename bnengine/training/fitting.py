@@ -22,6 +22,7 @@ from ..networks import Sequential
 from ..optimizers import OptimizerLike
 from ..parallel import Alone, Communicator, Shares
 from . import finite
+from .compiled import compiled
 from .evaluation import measured
 from .fitted import Fitted, NonFiniteError, copy_of
 from .rows import Rows, checked_rows, on_device
@@ -278,14 +279,15 @@ class _Loop:
 
     @functools.cached_property
     def step(self) -> finite.Step:
-        ranks, group = self.shares.ranks, self.shares.group
-        step: finite.Step = functools.partial(train_step, self.net, self.optimizer, loss=self.loss, seed=self.how.seed)
-        if ranks.size > 1:
-            sync = group.sum if group.size > 1 else None
-            on_ranks = functools.partial(step, all_reduce=ranks.sum, sync_statistics=sync)
-            step = lambda *given: on_ranks(*given[:-1], rows=given[-1])
-        step = finite.skipping(step) if self.how.on_nonfinite == "skip" else step
-        return self.backend.compiled(step) if ranks.size == 1 else step
+        ranks, group, how = self.shares.ranks, self.shares.group, self.how
+        if ranks.size == 1:
+            settings: dict[str, Any] = {"seed": how.seed, "on_nonfinite": how.on_nonfinite}
+            return compiled(self.net, self.optimizer, self.loss, self.backend, **settings)
+        alone = functools.partial(train_step, self.net, self.optimizer, loss=self.loss, seed=how.seed)
+        sync = group.sum if group.size > 1 else None
+        on_ranks = functools.partial(alone, all_reduce=ranks.sum, sync_statistics=sync)
+        step: finite.Step = lambda *given: on_ranks(*given[:-1], rows=given[-1])
+        return finite.skipping(step) if how.on_nonfinite == "skip" else step
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import operator
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -154,10 +154,12 @@ class Home:
         """Take new dicts: what is done to those that were handed out before is the user's affair."""
         params, state, opt_state = (trees.map_leaves(lambda leaf: leaf, tree) for tree in given)
         self.trees: Trees = params, state, opt_state
-        nodes = [node for tree in self.trees for node in _nodes(tree)]
-        self._sizes = [(node, len(node)) for node in nodes]
-        self._owned = [(node, key, value) for node in nodes for key, value in node.items() if type(value) is not int]
-        self.counts = [(node, key) for tree in self.trees for node, key, leaf in _places(tree) if type(leaf) is int]
+        self._nodes = [node for tree in self.trees for node in _nodes(tree)]
+        self._size = sum(map(len, self._nodes))
+        self._owned = [
+            (node, key, value) for node in self._nodes for key, value in node.items() if type(value) is not int
+        ]
+        self._counts = [(node, key) for tree in self.trees for node, key, leaf in _places(tree) if type(leaf) is int]
 
     def holds(self, given: Trees) -> bool:
         """Whether these trees hold the arrays of home; their counts may be others."""
@@ -172,7 +174,7 @@ class Home:
         arrays = [leaf for leaf in leaves if type(leaf) is not int]
         if len(arrays) != len(self.arrays) or not all(map(operator.is_, arrays, self.arrays)):
             return False
-        if len(leaves) - len(arrays) != len(self.counts):
+        if len(leaves) - len(arrays) != len(self._counts):
             return False
         self._own((found[0], found[1], found[2]))
         return True
@@ -182,13 +184,17 @@ class Home:
         for node, key, value in self._owned:
             if node.get(key) is not value:
                 return False
-        for node, key in self.counts:
-            if type(node.get(key)) is not int:
-                return False
-        for node, size in self._sizes:  # noqa: SIM110  # a generator would take twice as long
-            if len(node) != size:
-                return False
-        return True
+        return sum(map(len, self._nodes)) == self._size and set(map(type, self.counts)) <= {int}
+
+    @property
+    def counts(self) -> list[Any]:
+        """How far the step, and whatever else is counted, has come."""
+        return [node.get(key) for node, key in self._counts]
+
+    @counts.setter
+    def counts(self, values: Iterable[int]) -> None:
+        for (node, key), value in zip(self._counts, values, strict=True):
+            node[key] = value
 
     def taken(self, made: Made) -> Made:
         """What the step gave, brought home; as it is, if it does not fit there."""
@@ -198,13 +204,12 @@ class Home:
         except (TypeError, ValueError):
             return made
         places = [place for tree in self.trees for place in _places(tree)]
-        moved = [(leaf, *place) for leaf, place in zip(leaves, places, strict=True) if leaf is not place[-1]]
-        if not all(_alike(leaf, own) and not self.lies_in(leaf) for leaf, _, _, own in moved):
+        moved = [(leaf, own) for leaf, (_, _, own) in zip(leaves, places, strict=True) if leaf is not own]
+        if not all(_alike(leaf, own) and not self.lies_in(leaf) for leaf, own in moved):
             return made
-        for leaf, node, key, own in moved:
-            if type(leaf) is int:
-                node[key] = leaf
-            else:
+        self.counts = [leaf for leaf in leaves if type(leaf) is int]
+        for leaf, own in moved:
+            if type(leaf) is not int:
                 np.copyto(own, leaf)
         return *self.trees, loss
 
@@ -248,7 +253,7 @@ class _Replay:
             if a is not None:
                 recorder.know(a)
         self.home, self.number = home, number
-        self._starts = [Changing(node[key]) for node, key in home.counts]
+        self._starts = [Changing(count) for count in home.counts]
         counts = iter(self._starts)
         given = [
             trees.map_leaves(lambda leaf: next(counts) if type(leaf) is int else leaf, tree) for tree in home.trees
@@ -280,13 +285,12 @@ class _Replay:
         np.copyto(own, leaf)
 
     def _count(self) -> None:
-        for (node, key), end in zip(self.home.counts, self._ends, strict=True):
-            node[key] = end.now
+        self.home.counts = [end.now for end in self._ends]
 
     def __call__(self, batch: tuple[Any, ...]) -> Native:
         """The step on the arrays of home and this batch: its loss."""
-        for (node, key), start in zip(self.home.counts, self._starts, strict=True):
-            start.now = node[key]
+        for start, count in zip(self._starts, self.home.counts, strict=True):
+            start.now = count
         self._program.run(batch)
         self._count()
         return self.value()
