@@ -26,7 +26,7 @@ LONG = 0.03
 FAULT_CALLS = 20
 """Calls over which page faults are counted."""
 
-OURS, WITHOUT_NUMBA = "bnengine", "bnengine without Numba"
+OURS, RECORDED, WITHOUT_NUMBA = "bnengine", "bnengine compiled", "bnengine without Numba"
 COPY, PRODUCTS = "copy", "matrix products"
 NUMPY, PYTORCH, OPERATORS, COMPILED, JAX = "NumPy", "PyTorch", "PyTorch operators", "torch.compile", "jax.jit"
 REFERENCE, PORTABLE = "bnengine reference", "bnengine portable"

@@ -74,7 +74,7 @@ def _column_sums(x: Native, sums: Native) -> None:
 def _relu(x: Native, y: Native) -> None:
     zero = x.dtype.type(0)
     for i in range(x.size):
-        y[i] = max(zero, x[i])
+        y[i] = zero if x[i] <= zero else x[i]  # noqa: FURB136  # max would lose a NaN
 
 
 # exp(t) = 2**k * exp(r) for a whole number k and |r| <= log(2) / 2; the polynomial of Cephes' expf (S. Moshier).
@@ -141,13 +141,13 @@ def column_sums(x: Native) -> Native:
 
 
 def relu(x: Native) -> Native:
-    """In one pass where x lies in C order."""
-    return _mapped(_relu, x) if _fits(x) else plain.relu(x)
+    """In one pass, in the order in which x lies in memory."""
+    return _mapped(_relu, x) if x.dtype in (FLOAT32, FLOAT64) else plain.relu(x)
 
 
 def sigmoid(x: Native) -> Native:
-    """In one pass where x lies in C order; float32 alone."""
-    return _mapped(_sigmoid, x) if _fits(x) and x.dtype == FLOAT32 else plain.sigmoid(x)
+    """In one pass, in the order in which x lies in memory; float32 alone."""
+    return _mapped(_sigmoid, x) if x.dtype == FLOAT32 else plain.sigmoid(x)
 
 
 def _fits(x: Native) -> bool:
@@ -156,6 +156,10 @@ def _fits(x: Native) -> bool:
 
 
 def _mapped(loop: Callable[[Native, Native], None], x: Native) -> Native:
+    order = views.order(x)
+    if order is not None:
+        return _mapped(loop, x.transpose(order)).transpose(np.argsort(order))
+    x = plainly(x, x.dtype)
     y = memory.empty_like(x)
     flat = y.reshape(-1)
     call(loop, (x.reshape(-1), flat), (flat,))
