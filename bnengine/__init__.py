@@ -10,16 +10,22 @@ from .fully_connected import mlp
 from .functional import (
     Gradients,
     LinearGradients,
+    Moments,
     Residuals,
     RunningStats,
+    SecondGradients,
     activations,
     batch_norm,
     batch_norm_backward,
+    batch_norm_double_backward,
+    batch_renorm,
     binary_cross_entropy,
     like,
     linear,
     linear_backward,
     mean_squared_error,
+    merge,
+    moments,
     normalize,
     normalize_backward,
     softmax_cross_entropy,
@@ -30,9 +36,9 @@ from .networks import Residual, Sequential
 from .optimizers import Optimizer
 from .training.compiled import Compiled, compiled
 from .training.evaluation import evaluate, predict
-from .training.fitted import Fitted, NonFiniteError
+from .training.fitted import Fitted, NonFiniteError, average_params
 from .training.fitting import Settings, fit
-from .training.running_statistics import precise_statistics, recalibrate, statistics_gap
+from .training.running_statistics import adapt, precise_statistics, recalibrate, statistics_gap
 from .training.step import train_step
 
 __all__ = [
@@ -45,16 +51,22 @@ __all__ = [
     "Gradients",
     "LinearGradients",
     "Loaded",
+    "Moments",
     "NonFiniteError",
     "Optimizer",
     "Residual",
     "Residuals",
     "RunningStats",
+    "SecondGradients",
     "Sequential",
     "Settings",
+    "adapt",
+    "average_params",
     "backend",
     "batch_norm",
     "batch_norm_backward",
+    "batch_norm_double_backward",
+    "batch_renorm",
     "binary_cross_entropy",
     "compiled",
     "data",
@@ -65,7 +77,9 @@ __all__ = [
     "linear_backward",
     "load",
     "mean_squared_error",
+    "merge",
     "mlp",
+    "moments",
     "normalize",
     "normalize_backward",
     "optimizers",

@@ -54,7 +54,7 @@ class Draws:
 
 
 class Context(NamedTuple):
-    """What a pass knows: whether it trains, how ranks sum, and the random numbers of its step.
+    """What a pass knows: whether it trains, how ranks sum, the random numbers of its step, and the weights of its rows.
 
     Examples
     --------
@@ -74,6 +74,8 @@ class Context(NamedTuple):
     """Sums an array over the ranks that share batch statistics; None: this process has the whole batch."""
     draws: Draws | None = None
     """Random numbers of this step; needed in training by a layer that draws."""
+    weights: Array | None = None
+    """Of the rows, shape (N,), for statistics in which a row counts as often as its weight says; None: 1 each."""
 
 
 def _bits(x: Array, seed: int, step: Any, drawn: int, rows: Array | None) -> Array:

@@ -167,9 +167,18 @@ class Sequential(Layer):
         return params, state
 
     def measure(
-        self, state: Tree, x: np.ndarray[Any, Any], *, backend: Backend, all_reduce: AllReduce | None = None
+        self,
+        state: Tree,
+        x: np.ndarray[Any, Any],
+        *,
+        backend: Backend,
+        all_reduce: AllReduce | None = None,
+        weights: np.ndarray[Any, Any] | None = None,
     ) -> Tree:
-        """The state with the statistics of these training rows in the Standardize layer at the front, if there is one."""
+        """The state with the statistics of these training rows in the Standardize layer at the front, if there is one.
+
+        A host array of `weights` says how often each row counts.
+        """
         first: Any = self.layers[0]
         if not first.measured:
             return state
@@ -177,7 +186,8 @@ class Sequential(Layer):
         checks.floating("x", x)
         if x.ndim != 2 or x.shape[1] != first.takes or (all_reduce is None and not len(x)):
             raise ValueError(f"x: expected shape (N, {first.takes}), got {checks.shape(x)}")
-        return {**state, "0": first.measure(x, as_backend(backend), all_reduce)}
+        given = {} if weights is None else {"weights": weights}
+        return {**state, "0": first.measure(x, as_backend(backend), all_reduce, **given)}
 
     def replace(self, kind: type[Layer], **changes: Any) -> Self:
         """The network with these fields of every layer of that kind changed.

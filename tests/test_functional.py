@@ -251,8 +251,8 @@ def test_residuals_are_copied_and_pickled_and_shown_without_their_values():
         np.testing.assert_array_equal(bn.batch_norm_backward(GOOD, other).x, want.x)
         np.testing.assert_array_equal(other.var, residuals.moments.var)
     assert repr(residuals) == (
-        "Residuals(x=float32(4, 3), gamma=float32(1, 3), beta=None, moments=Moments of float32(3,), "
-        "count=4, axis=1, eps=1e-05, relu=True, impl=None, all_reduce=None, version=None)"
+        "Residuals(x=float32(4, 3), gamma=float32(1, 3), beta=None, statistics=Moments of float32(3,), "
+        "count=4, axis=1, eps=1e-05, relu=True, impl=None, all_reduce=None, weights=None, correction=None, version=None)"
     )
     without = bn.batch_norm_backward(GOOD, residuals._replace(relu=False))
     np.testing.assert_array_equal(without.x, bn.batch_norm_backward(GOOD, bn.batch_norm(GOOD, gamma)[1]).x)
@@ -724,7 +724,7 @@ def test_momentum_outside_its_range_is_refused(momentum):
 
 
 def test_statistics_of_another_width_are_refused():
-    with pytest.raises(ValueError, match=r"residuals: expected statistics of shape \(2,\), got \(3,\)"):
+    with pytest.raises(ValueError, match=r"batch: expected statistics of shape \(2,\), got \(3,\)"):
         bn.RunningStats.init(2, like=GOOD).update(bn.batch_norm(GOOD)[1])
 
 

@@ -88,6 +88,8 @@ def arguments_of(name):
     m = reference.moments(x, 1)
     end = Affine(gamma, beta, EPS, True), 1
     sums = reference.gradient_sums(dy, x, m, *end)
+    w = rng.integers(0, 4, (19, 1)).astype(np.float32)
+    total = float(w.sum())
     return {
         "moments": (x, 1),
         "normalize": (x, m, *end),
@@ -105,6 +107,9 @@ def arguments_of(name):
         "sigmoid": (x,),
         "sigmoid_backward": (gamma, beta),
         "softmax_cross_entropy": (z, rng.integers(0, 6, 19)),
+        "cross_entropy_rows": (z, rng.integers(0, 6, 19)),
+        "weighted_moments": (x, w, total, 1),
+        "weighted_gradient": (dy, x, m, sums, w, total, *end),
     }[name]
 
 
@@ -316,6 +321,38 @@ LAYOUTS = {
 }
 
 
+def check_weights(fast, x, axis, w, tolerance=1e-6):
+    """Weighted statistics and gradient of x against those of samples that are repeated, in extended precision."""
+    wide, dy = x.astype(np.longdouble), np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype)
+    total, (gamma, beta) = float(w.sum(dtype=np.float64)), parameters(x.shape[axis])
+    shares, others = w.astype(np.longdouble) / w.sum(dtype=np.longdouble), tuple(i for i in range(x.ndim) if i != axis)
+    mean = (wide * shares).sum(others, keepdims=True)
+    mean = mean + ((wide - mean) * shares).sum(others, keepdims=True)
+    var = ((wide - mean) ** 2 * shares).sum(others, keepdims=True)
+    m = fast.weighted_moments(x, w, total, axis)
+    found = (m.mean.astype(np.longdouble) + m.remainder).reshape(mean.shape)
+    assert np.abs(found - mean).max() <= tolerance * np.sqrt(var.max() + EPS)
+    np.testing.assert_allclose(m.var, var.ravel(), rtol=2 * tolerance, atol=tolerance * EPS)
+    affine = Affine(gamma, beta, EPS, False)
+    sums = fast.gradient_sums(dy, x, m, affine, axis)
+    dx = fast.weighted_gradient(dy, x, m, sums, w, total, affine, axis)
+    assert dx.dtype == x.dtype
+    xhat, scale = (wide - mean) / np.sqrt(var + EPS), gamma.reshape(mean.shape) / np.sqrt(var + EPS)
+    through = dy.sum(others, keepdims=True, dtype=np.longdouble) + xhat * (dy * xhat).sum(others, keepdims=True)
+    truth = scale * (dy - shares * through)
+    assert np.abs(dx - truth).max() <= 2 * tolerance * max(np.abs(scale * dy).max(), np.abs(truth).max())
+    return m, dx
+
+
+def weights_of(x, axis, seed=5):
+    """Fractions, a third of them 0, of x's shape with 1 on the feature axis."""
+    rng = np.random.default_rng(seed)
+    shape = tuple(1 if i == axis else n for i, n in enumerate(x.shape))
+    w = np.where(rng.random(shape) < 1 / 3, 0, rng.random(shape))
+    w.flat[w.size // 2] = 0.5
+    return w.astype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
 # ---- shapes, axes, dtypes, layouts
 
 SHAPES = [
@@ -334,6 +371,44 @@ def test_shapes(fast, shape, axis, dtype):
     x = np.random.default_rng(3).standard_normal(shape).astype(dtype)
     check(fast, x, axis, relu=False, tolerance=tolerance)
     check(fast, x, axis, relu=True, affine=False, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+@pytest.mark.parametrize(("shape", "axis"), [*SHAPES, ((9000, 100), 1), ((40, 2, 9000), 1), ((40, 30, 900), 1)])
+def test_weights(fast, shape, axis, dtype):
+    tolerance = {np.float32: 1e-6, np.float64: 1e-13, np.float16: 1e-3}[dtype]
+    x = np.random.default_rng(3).standard_normal(shape).astype(dtype)
+    w = weights_of(x, axis)
+    check_weights(fast, x, axis, w, tolerance)
+    if x.ndim == 4:
+        for change in LAYOUTS.values():
+            check_weights(fast, change(x), axis, w, tolerance)
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((700, 40), 1), ((40, 3, 2), 1), ((4, 5, 33, 31), 1)])
+@pytest.mark.parametrize("offset", [1.0, -1e3, 1e6])
+def test_weights_at_offsets_and_of_any_size(fast, shape, axis, offset):
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    check_weights(fast, (x + offset).astype(np.float32), axis, weights_of(x, axis))
+    for size in (1e-30, 1e30):
+        check_weights(fast, x, axis, weights_of(x, axis) * np.float32(size))
+    m, _ = check_weights(fast, np.full_like(x, 0.1), axis, weights_of(x, axis))
+    np.testing.assert_array_equal(m.mean, np.float32(0.1))
+    np.testing.assert_array_equal(m.var, 0)
+    huge = (x / np.abs(x).max() * 1e18).astype(np.float32)
+    m = fast.weighted_moments(huge, w := weights_of(x, axis) * np.float32(1e10), float(w.sum()), axis)
+    assert np.isfinite(m.var).all()
+
+
+@pytest.mark.parametrize(("shape", "axis"), [((900, 40), 1), ((9, 5, 3), 1), ((4, 5, 33, 31), 1)])
+def test_what_has_no_weight_may_be_anything(fast, shape, axis):
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    w = weights_of(x, axis)
+    want = fast.weighted_moments(x, w, float(w.sum()), axis)
+    for value in (np.nan, np.inf, -np.inf):
+        found = fast.weighted_moments(np.where(w == 0, np.float32(value), x), w, float(w.sum()), axis)
+        for a, b in zip(found, want, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -573,7 +648,11 @@ def test_bits_do_not_depend_on_the_number_of_threads(shape, axis):
             workers.set_threads(threads)
             y, m = cpu.forward(x, Affine(gamma, beta, EPS, True), axis)
             dx, sums = cpu.backward(dy, x, m, Affine(gamma, beta, EPS, True), axis)
-            results.append([y, dx, *m, *sums])
+            w = weights_of(x, axis)
+            weighted = cpu.weighted_moments(x, w, float(w.sum()), axis)
+            affine = Affine(gamma, beta, EPS, True)
+            weighted_dx = cpu.weighted_gradient(dy, x, weighted, sums, w, float(w.sum()), affine, axis)
+            results.append([y, dx, *m, *sums, *weighted, weighted_dx])
     finally:
         workers.set_threads(before)
     for other in results[1:]:

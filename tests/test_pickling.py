@@ -34,6 +34,8 @@ def examples():
         bn.batch_norm_backward(y, residuals),
         bn.linear_backward(y, ROWS[0], np.eye(2)),
         residuals,
+        bn.moments(y, weights=np.ones(len(y))),
+        bn.batch_norm_double_backward(y, None, None, y, residuals),
         bn.RunningStats.init(2, like=y).update(residuals),
         bn.Linear(2, 3, scale=0.5),
         bn.BatchNorm(3, "relu", momentum=None),

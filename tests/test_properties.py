@@ -53,7 +53,10 @@ Call = tuple[Callable[..., Any], Callable[[], dict[str, Any]]]
 NORMALIZATION = {"gamma": VECTOR, "beta": VECTOR, "axis": 1, "eps": 1e-5, "activation": None}
 RULE = {"learning_rate": 0.1, "weight_decay": 0.0, "decayed": ("weight",), "clip": None}
 CALLS: dict[str, Call] = {
-    "batch_norm": (bn.batch_norm, lambda: {"x": X, **NORMALIZATION, "all_reduce": None, "impl": None}),
+    "batch_norm": (
+        bn.batch_norm,
+        lambda: {"x": X, **NORMALIZATION, "all_reduce": None, "impl": None, "weights": None, "statistics": None},
+    ),
     "batch_norm_backward": (bn.batch_norm_backward, lambda: {"dy": X, "residuals": residuals()}),
     "normalize": (bn.normalize, lambda: {"x": X, "mean": VECTOR, "var": VECTOR, **NORMALIZATION}),
     "normalize_backward": (
@@ -63,16 +66,16 @@ CALLS: dict[str, Call] = {
     "RunningStats.init": (bn.RunningStats.init, lambda: {"features": 3, "like": X}),
     "RunningStats.update": (
         bn.RunningStats.init(3, like=X).update,
-        lambda: {"residuals": residuals(), "momentum": 0.1},
+        lambda: {"batch": residuals(), "momentum": 0.1},
     ),
     "linear": (bn.linear, lambda: {"x": X, "weight": X[:3], "bias": VECTOR}),
     "linear_backward": (
         bn.linear_backward,
         lambda: {"dz": X, "x": X, "weight": X[:3], "need_dx": True, "need_bias": True},
     ),
-    "softmax_cross_entropy": (bn.softmax_cross_entropy, lambda: {"logits": X, "labels": LABELS}),
-    "binary_cross_entropy": (bn.binary_cross_entropy, lambda: {"logits": FLAT, "targets": LABELS}),
-    "mean_squared_error": (bn.mean_squared_error, lambda: {"predictions": X, "targets": X}),
+    "softmax_cross_entropy": (bn.softmax_cross_entropy, lambda: {"logits": X, "labels": LABELS, "weights": None}),
+    "binary_cross_entropy": (bn.binary_cross_entropy, lambda: {"logits": FLAT, "targets": LABELS, "weights": None}),
+    "mean_squared_error": (bn.mean_squared_error, lambda: {"predictions": X, "targets": X, "weights": None}),
     **{name: (getattr(bn, name), lambda: {"x": X}) for name in ("identity", "relu", "sigmoid", "tanh")},
     **{
         f"{name}_backward": (getattr(bn, f"{name}_backward"), lambda: {"dy": X, "y": X})

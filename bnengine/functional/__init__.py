@@ -2,6 +2,8 @@
 
 from .activations import *  # so that a new one is named in its file alone
 from .activations import ACTIVATIONS as ACTIVATIONS
+from .double_backward import SecondGradients as SecondGradients
+from .double_backward import batch_norm_double_backward as batch_norm_double_backward
 from .linear import LinearGradients as LinearGradients
 from .linear import linear as linear
 from .linear import linear_backward as linear_backward
@@ -12,11 +14,15 @@ from .losses import loss_function as loss_function
 from .losses import loss_sum as loss_sum
 from .losses import mean_squared_error as mean_squared_error
 from .losses import softmax_cross_entropy as softmax_cross_entropy
-from .normalization import Gradients as Gradients
-from .normalization import Residuals as Residuals
+from .moments import Moments as Moments
+from .moments import merge as merge
+from .moments import moments as moments
 from .normalization import batch_norm as batch_norm
 from .normalization import batch_norm_backward as batch_norm_backward
 from .normalization import normalize as normalize
 from .normalization import normalize_backward as normalize_backward
+from .renormalization import batch_renorm as batch_renorm
+from .residuals import Gradients as Gradients
+from .residuals import Residuals as Residuals
 from .running import RunningStats as RunningStats
 from .running import like as like

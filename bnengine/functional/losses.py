@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from array_api_compat import array_namespace, device
 
-from .._typing import Array, Native
+from .._typing import Array
 from ..arguments import one_of
-from ..kernels import select
+from ..kernels import reference, select
 from . import checks
+from .moments import numbers, total_weight
 
 LossName: TypeAlias = Literal["cross_entropy", "binary_cross_entropy", "mse"]
 """The rows of `functional.LOSSES`."""
 
-Loss: TypeAlias = Callable[[Native, Native], tuple[Array, Array]]
-"""From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs."""
+Loss: TypeAlias = Callable[..., tuple[Array, Array]]
+"""From outputs and targets to the mean loss, 0-dimensional, and its gradient by the outputs; where the rows have
+weights, from outputs, targets and weights to the weighted mean."""
 
 
-def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array]:
+def softmax_cross_entropy(logits: Array, labels: Array, /, weights: Array | None = None) -> tuple[Array, Array]:
     r"""Cross-entropy of softmax(logits) against class labels, and its gradient by the logits.
 
     .. math::
@@ -34,6 +36,8 @@ def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array
     labels : array
         t, shape (N,), an integer dtype, values 0 to classes - 1. A label outside them makes the loss NaN:
         on a device, raising would mean to wait for it.
+    weights : array, optional
+        One for each row, shape (N,): the loss is sum(weight * loss of the row) / sum(weights). As in `moments`.
 
     Returns
     -------
@@ -61,10 +65,13 @@ def softmax_cross_entropy(logits: Array, labels: Array, /) -> tuple[Array, Array
     checks.like("labels", labels, logits, of="logits")
     if labels.shape != (logits.shape[0],):
         raise ValueError(f"labels: expected shape ({logits.shape[0]},), got {checks.shape(labels)}")
-    return select(logits).softmax_cross_entropy(logits, labels)
+    if weights is None:
+        return select(logits).softmax_cross_entropy(logits, labels)
+    rows, dlogits = reference.cross_entropy_rows(logits, labels)
+    return _weighted(rows, dlogits, weights, logits)
 
 
-def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array]:
+def binary_cross_entropy(logits: Array, targets: Array, /, weights: Array | None = None) -> tuple[Array, Array]:
     r"""Cross-entropy of sigmoid(logits) against targets in [0, 1], and its gradient by the logits.
 
     .. math::
@@ -77,6 +84,8 @@ def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array
         z, shape (N, outputs), floating.
     targets : array
         t, of the same shape; for one output also shape (N,). Floating, integer or boolean.
+    weights : array, optional
+        One for each row, shape (N,): the loss is sum(weight * loss of the row) / sum(weights). As in `moments`.
 
     Returns
     -------
@@ -101,10 +110,13 @@ def binary_cross_entropy(logits: Array, targets: Array, /) -> tuple[Array, Array
     xp, t = array_namespace(logits), _targets(targets, logits)
     zero = xp.zeros_like(logits)
     terms = xp.where(logits > 0, logits, zero) - logits * t + xp.log1p(xp.exp(-xp.abs(logits)))
-    return xp.mean(terms), (select(logits).sigmoid(logits) - t) / math.prod(logits.shape)
+    dterms = select(logits).sigmoid(logits) - t
+    if weights is not None:
+        return _weighted_over_outputs(terms, dterms, weights)
+    return xp.mean(terms), dterms / math.prod(logits.shape)
 
 
-def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Array]:
+def mean_squared_error(predictions: Array, targets: Array, /, weights: Array | None = None) -> tuple[Array, Array]:
     r"""Mean of (prediction - target)^2 over all elements, and its gradient by the predictions.
 
     Parameters
@@ -113,6 +125,8 @@ def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Ar
         Shape (N, outputs), floating.
     targets : array
         Of the same shape; for one output also shape (N,).
+    weights : array, optional
+        One for each row, shape (N,): the loss is sum(weight * loss of the row) / sum(weights). As in `moments`.
 
     Returns
     -------
@@ -136,6 +150,8 @@ def mean_squared_error(predictions: Array, targets: Array, /) -> tuple[Array, Ar
     _logits(predictions, "predictions")
     xp = array_namespace(predictions)
     error = predictions - _targets(targets, predictions, of="predictions")
+    if weights is not None:
+        return _weighted_over_outputs(error * error, 2 * error, weights)
     return xp.mean(error * error), error * (2 / math.prod(predictions.shape))
 
 
@@ -155,13 +171,49 @@ def loss_function(loss: LossName | Loss) -> Loss:
     return LOSSES[loss]
 
 
-def loss_sum(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
-    """The loss summed over rows and its gradient; of no rows, 0 and nothing."""
-    rows = output.shape[0]
-    if rows == 0:
-        return array_namespace(output).zeros((), dtype=output.dtype, device=device(output)), output
-    value, doutput = loss_function(loss)(output, targets)
-    return value * rows, doutput * rows
+def loss_sum(
+    loss: LossName | Loss, output: Array, targets: Array, weights: Array | None = None
+) -> tuple[Array, Array, Any]:
+    """The loss summed over rows, its gradient, and the number of rows or the sum of their weights.
+
+    Of no rows, or of weights that are all 0: 0, zeros and 0.
+    """
+    rows, xp = output.shape[0], array_namespace(output)
+    total = rows if weights is None or not rows else total_weight(row_weights(weights, output, part=True))
+    if isinstance(total, int | float) and not total:
+        return xp.zeros((), dtype=output.dtype, device=device(output)), xp.zeros_like(output), 0
+    given = () if weights is None else (weights,)
+    value, doutput = loss_function(loss)(output, targets, *given)
+    if isinstance(total, int | float):
+        return value * total, doutput * total, total
+    some = total > 0  # on a device: the mean of nothing is NaN there
+    value = xp.where(some, value * total, xp.zeros_like(value))
+    return value, xp.where(some, doutput * xp.astype(total, doutput.dtype), xp.zeros_like(doutput)), total
+
+
+def row_weights(weights: Array, like: Array, *, part: bool = False) -> Array:
+    """Weights of the rows of `like` in the statistics dtype, checked."""
+    w = numbers("weights", weights, like, part=part)
+    if tuple(w.shape) != (like.shape[0],):
+        raise ValueError(f"weights: expected shape {(like.shape[0],)}, one for each row, got {checks.shape(w)}")
+    return array_namespace(like).astype(w, reference.statistics_dtype(like))
+
+
+def _weighted(rows: Array, drows: Array, weights: Array, like: Array) -> tuple[Array, Array]:
+    """The weighted mean of the losses of the rows, and its gradient from theirs."""
+    xp, w = array_namespace(like), row_weights(weights, like)
+    shares = w / total_weight(w)
+    zero = xp.zeros_like(shares)
+    loss = xp.sum(xp.where(w == 0, zero, xp.astype(rows, w.dtype) * shares))
+    along = xp.reshape(shares, (-1,) + (1,) * (like.ndim - 1))
+    return loss, xp.astype(xp.where(along == 0, xp.zeros_like(along), drows * along), like.dtype)
+
+
+def _weighted_over_outputs(terms: Array, dterms: Array, weights: Array) -> tuple[Array, Array]:
+    """The same of the mean over each row's outputs."""
+    xp, each = array_namespace(terms), math.prod(terms.shape[1:])
+    flat = xp.reshape(terms, (terms.shape[0], -1))
+    return _weighted(xp.sum(flat, axis=1) / each, dterms / each, weights, terms)
 
 
 def _logits(logits: Array, name: str = "logits") -> None:

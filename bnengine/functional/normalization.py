@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from array_api_compat import array_namespace
 
 from .._typing import AllReduce, Array, DType, FusedActivation, Implementation
 from ..arguments import function, instance
-from ..kernels import library, reference, select
-from ..kernels.reference import Affine, Moments
+from ..kernels import reference, select
+from ..kernels.reference import Affine
 from ..recording import constant, made
 from . import checks
-from .ranks import moments_over_ranks, refuse_too_few
-
-
-class _Residuals(NamedTuple):
-    x: Array
-    gamma: Array | None
-    beta: Array | None
-    moments: Moments
-    count: int  # type: ignore[assignment]  # shadows tuple.count, which nobody misses here
-    axis: int
-    eps: float
-    relu: bool
-    impl: Implementation | None
-    all_reduce: AllReduce | None
-    version: int | None = None
-
-
-class Residuals(_Residuals):
-    """What `batch_norm` hands to `batch_norm_backward`, and the statistics of the batch.
-
-    Arrays are kept as they were given, without a copy: x must not change before the backward pass.
-
-    It may leave a `jax.jit` where impl and all_reduce are None, and `batch_norm_backward` then works outside. It cannot
-    enter one: axis and relu would be traced. Call both passes in one jitted function.
-
-    Fields: x, gamma and beta as they were given, `moments` and `count` (values for each channel) over all ranks, the
-    settings axis, eps, relu, impl and all_reduce, and `version`: how often a PyTorch x had been changed in place.
-    """
-
-    __slots__ = ()
-
-    def __reduce__(self) -> tuple[type[Residuals], tuple[Any, ...]]:
-        return type(self), tuple(self)[:-1]  # a copied tensor counts anew
-
-    @property
-    def mean(self) -> Array:
-        """Mean of each channel, shape (C,), in the statistics dtype (float64 for float64, else float32)."""
-        return self.moments.mean
-
-    @property
-    def remainder(self) -> Array:
-        """Exact mean minus `mean`, shape (C,)."""
-        return self.moments.remainder
-
-    @property
-    def var(self) -> Array:
-        """Biased variance of each channel, shape (C,)."""
-        return self.moments.var
-
-    def _replace(self, **changes: Any) -> Residuals:
-        """As of every named tuple, and also for mean, remainder and var, such as a variance to be averaged biased."""
-        parts = {name: changes.pop(name) for name in Moments._fields if name in changes}
-        if parts:
-            changes["moments"] = changes.get("moments", self.moments)._replace(**parts)
-        return type(self)._make(changes.pop(name, value) for name, value in zip(self._fields, self, strict=True))
-
-    def __repr__(self) -> str:
-        fields = ", ".join(f"{name}={_short(value)}" for name, value in zip(self._fields, self, strict=True))
-        return f"Residuals({fields})"
-
-
-class Gradients(NamedTuple):
-    """Gradients in the shapes and dtypes of what they belong to; None where the parameter was None."""
-
-    x: Array
-    gamma: Array | None
-    beta: Array | None
+from .moments import Moments
+from .ranks import batch_statistics, refuse_too_few
+from .residuals import Gradients, Residuals, version_of
 
 
 def batch_norm(
@@ -92,6 +28,8 @@ def batch_norm(
     activation: FusedActivation = None,
     all_reduce: AllReduce | None = None,
     impl: Implementation | None = None,
+    weights: Array | None = None,
+    statistics: Moments | None = None,
 ) -> tuple[Array, Residuals]:
     r"""Normalise each channel of x with the statistics of this batch, then scale and shift it.
 
@@ -118,6 +56,14 @@ def batch_norm(
     impl : str, optional
         None chooses; "reference" or the name of a fast module (those of each library are listed in
         `bnengine.kernels.FAST`) forces one implementation or raises saying why it cannot run.
+    weights : array, optional
+        As in `moments`: a weight of k stands for the value k times, 0 for padding. y is computed everywhere.
+        The gradients are those of this y; where the loss is weighted too, dy carries the weight, as it does in
+        `train_step`.
+    statistics : Moments, optional
+        Of the whole batch, of which x is a part: merged over the parts of a batch (gradient accumulation) or over
+        clients. They take the place of x's own, and in the backward pass too they are the statistics of a batch
+        that holds x; for statistics that do not depend on x, use `normalize`.
 
     Returns
     -------
@@ -158,19 +104,21 @@ def batch_norm(
     (array([ 2., 20.]), array([  1., 100.]), 2)
     """
     axis = checks.features(x, axis)
-    affine = _affine(x, gamma, beta, axis, eps, activation)
+    affine = affine_of(x, gamma, beta, axis, eps, activation)
     function("all_reduce", all_reduce)
     if impl is not None:
         instance("impl", impl, str, "None or the name of an implementation")
     kernels = select(x, impl)
-    count = reference._count(x, axis)
-    if all_reduce is None:
+    if weights is None and statistics is None and all_reduce is None:
+        count: Any = reference._count(x, axis)
         refuse_too_few(count, x)
         y, m = made(kernels.forward, x, affine, axis)
     else:
-        m, count = moments_over_ranks(kernels, x, axis, count, all_reduce)
+        weights, m, count = batch_statistics(kernels, x, axis, weights, statistics, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
-    return y, Residuals(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce, _version(x))
+    return y, Residuals(
+        *(x, gamma, beta, m, count, axis, affine.eps, affine.relu, impl, all_reduce, weights, None, version_of(x))
+    )
 
 
 def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
@@ -221,21 +169,42 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     """
     r = residuals
     instance("residuals", r, Residuals, "those of batch_norm")
-    if r.version is not None and (_version(r.x) or 0) > r.version:
+    if r.version is not None and (version_of(r.x) or 0) > r.version:
         raise ValueError(
             "residuals: expected x as batch_norm was given it, but it was changed in place; give it a copy"
         )
     checks.same_shape("dy", dy, r.x)
-    affine = Affine(_flat(r.gamma), _flat(r.beta), r.eps, r.relu)
-    kernels, m = select(r.x, r.impl), r.moments
-    if r.all_reduce is None:
+    affine = corrected(r)
+    kernels, m = select(r.x, r.impl), r.statistics
+    if r.all_reduce is None and r.weights is None and isinstance(r.count, int):  # of x alone
         dx, sums = made(kernels.backward, dy, r.x, m, affine, r.axis)
     else:
-        xp = array_namespace(r.x)
-        sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
-        total = xp.reshape(r.all_reduce(xp.concat(sums)), (2, -1))
-        dx = kernels.input_gradient(dy, r.x, m, (total[0, :], total[1, :]), r.count, affine, r.axis)
+        total = sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
+        if r.all_reduce is not None:
+            xp = array_namespace(r.x)
+            both = xp.reshape(r.all_reduce(xp.concat(sums)), (2, -1))
+            total = both[0, :], both[1, :]
+        if r.weights is None:
+            dx = kernels.input_gradient(dy, r.x, m, total, r.count, affine, r.axis)
+        else:
+            dx = kernels.weighted_gradient(dy, r.x, m, total, r.weights, r.count, affine, r.axis)
+    if r.correction is not None:  # the kernels see y = (gamma * r) * xhat + (beta + gamma * d)
+        scale, shift = r.correction
+        sums = sums[0], scale * sums[1] + shift * sums[0]
     return _gradients(dx, sums, r.gamma, r.beta)
+
+
+def corrected(r: Residuals) -> Affine:
+    """The affine parameters as the kernels saw them: with r and d of renormalisation folded in, where there are any."""
+    gamma, beta = _flat(r.gamma), _flat(r.beta)
+    return Affine(*(gamma, beta) if r.correction is None else folded(gamma, beta, *r.correction), r.eps, r.relu)
+
+
+def folded(gamma: Array | None, beta: Array | None, scale: Array, shift: Array) -> tuple[Array, Array]:
+    """gamma and beta of y = gamma * (scale * xhat + shift) + beta as one line in xhat."""
+    xp = array_namespace(scale)
+    g = xp.ones_like(scale) if gamma is None else xp.astype(gamma, scale.dtype)
+    return g * scale, g * shift if beta is None else xp.astype(beta, scale.dtype) + g * shift
 
 
 def normalize(
@@ -285,7 +254,7 @@ def normalize(
     array([[1., 0.]])
     """
     axis = checks.features(x, axis)
-    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
+    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     y: Array = made(select(x).normalize, x, m, affine, axis)
     return y
 
@@ -338,56 +307,38 @@ def normalize_backward(
     """
     axis = checks.features(x, axis)
     checks.same_shape("dy", dy, x)
-    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
+    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
     sums = made(kernels.gradient_sums, dy, x, m, affine, axis)
     dx = made(kernels.given_gradient, dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
-def _version(x: Any) -> int | None:
-    """How often a PyTorch tensor was changed in place; None where nothing counts it."""
-    if library(type(x)) != "torch":
-        return None
-    import torch
-
-    if torch.compiler.is_compiling() or x.is_inference():
-        return None
-    version: int = x._version
-    return version
-
-
-def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
+def _given(x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
     """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
     xp, dtype = array_namespace(x), reference.statistics_dtype(x)
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
     if m.dtype == dtype == v.dtype:
-        return Moments(m, constant(xp.zeros_like(m)), v)
+        return reference.Moments(m, constant(xp.zeros_like(m)), v)
     return made(_split, m, v, dtype)
 
 
-def _split(mean: Array, var: Array, dtype: DType) -> Moments:
+def _split(mean: Array, var: Array, dtype: DType) -> reference.Moments:
     """Statistics in the statistics dtype, and what that loses of the mean."""
     xp = array_namespace(mean)
     rounded = xp.astype(mean, dtype)
-    return Moments(rounded, xp.astype(mean - xp.astype(rounded, mean.dtype), dtype), xp.astype(var, dtype))
+    rest = xp.astype(mean - xp.astype(rounded, mean.dtype), dtype)
+    return reference.Moments(rounded, rest, xp.astype(var, dtype))
 
 
-def _affine(
+def affine_of(
     x: Array, gamma: Array | None, beta: Array | None, axis: int, eps: float, activation: FusedActivation
 ) -> Affine:
     """The arguments of a public function as the kernels take them, checked."""
     eps, relu = checks.epsilon(eps), checks.fused_relu(activation)
     return Affine(checks.vector("gamma", gamma, x, axis), checks.vector("beta", beta, x, axis), eps, relu)
-
-
-def _short(value: Any) -> str:
-    """An array by its dtype and shape."""
-    if isinstance(value, Moments):
-        return f"Moments of {_short(value.mean)}"
-    return f"{checks.dtype_name(value)}{checks.shape(value)}" if checks.is_array(value) else repr(value)
 
 
 def _flat(v: Array | None) -> Array | None:
@@ -396,13 +347,15 @@ def _flat(v: Array | None) -> Array | None:
 
 def _gradients(dx: Array, sums: tuple[Array, Array], gamma: Array | None, beta: Array | None) -> Gradients:
     sum_dy, sum_dy_xhat = sums
-    return Gradients(dx, _as(sum_dy_xhat, gamma), _as(sum_dy, beta))
+    return Gradients(dx, _of(sum_dy_xhat, gamma), _of(sum_dy, beta))
 
 
-def _as(v: Array, parameter: Array | None) -> Array | None:
+def _of(v: Array, parameter: Array | None) -> Array | None:
+    return None if parameter is None else in_form_of(parameter, v)
+
+
+def in_form_of(parameter: Array, v: Array) -> Array:
     """v in the parameter's dtype and shape."""
-    if parameter is None:
-        return None
     if v.dtype != parameter.dtype:
         v = array_namespace(v).astype(v, parameter.dtype)
     return v if v.shape == parameter.shape else array_namespace(v).reshape(v, parameter.shape)

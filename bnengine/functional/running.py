@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
@@ -11,7 +11,8 @@ from ..arguments import instance, integer, number, one_of
 from ..kernels import reference, select
 from ..recording import live, made
 from . import checks
-from .normalization import Residuals
+from .moments import Moments, unbiased_factor
+from .residuals import Residuals
 
 
 class RunningStats(NamedTuple):
@@ -43,13 +44,13 @@ class RunningStats(NamedTuple):
         dtype = reference.statistics_dtype(like)
         return cls(xp.zeros((features,), dtype=dtype, device=place), xp.ones((features,), dtype=dtype, device=place), 0)
 
-    def update(self, residuals: Residuals, /, *, momentum: float | None = 0.1) -> RunningStats:
+    def update(self, batch: Residuals | Moments, /, *, momentum: float | None = 0.1) -> RunningStats:
         """Average in the statistics of a batch.
 
         Parameters
         ----------
-        residuals : Residuals
-            From `batch_norm`.
+        batch : Residuals or Moments
+            From `batch_norm`, or from `moments`.
         momentum : float or None
             The weight of the *new* batch, in [0, 1], as in PyTorch; Keras' and Flax's momentum is one minus
             it. None: the plain average over all batches so far.
@@ -58,26 +59,34 @@ class RunningStats(NamedTuple):
         -------
         RunningStats
             new = (1 - momentum) * old + momentum * batch, the batch's variance unbiased: n / (n - 1) times
-            the biased one that normalises.
+            the biased one that normalises, for weighted values with the sum of the weights as n. That is right for
+            weights that count; for others n / (n - 1) is the factor all the same, and 2 at most.
         """
         if momentum is not None:
             number("momentum", momentum, 0, 1, words="None or a number in [0, 1]")
-        instance("residuals", residuals, Residuals, "those of batch_norm")
-        checks.like("residuals", residuals.mean, self.mean, of="the running statistics")
-        if residuals.mean.shape != self.mean.shape:
+        m, n = _statistics(batch)
+        checks.like("batch", m.mean, self.mean, of="the running statistics")
+        if m.mean.shape != self.mean.shape:
             raise ValueError(
-                f"residuals: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(residuals.mean)}"
+                f"batch: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(m.mean)}"
             )
         weight = live(_share, self.batches) if momentum is None else momentum
-        unbiased = residuals.count / (residuals.count - 1)
         kernels = select(self.mean)
-        mean, var = made(kernels.blend, self.mean, self.var, residuals.mean, residuals.var, weight, unbiased)
+        mean, var = made(kernels.blend, self.mean, self.var, m.mean, m.var, weight, unbiased_factor(n))
         return RunningStats(mean, var, self.batches + 1)
 
 
 def _share(batches: int) -> float:
     """The weight of one batch more in the plain average."""
     return 1 / (batches + 1)
+
+
+def _statistics(batch: Any) -> tuple[reference.Moments, Any]:
+    """Moments of a batch and how many values, or weights, they are of."""
+    if isinstance(batch, Residuals):
+        return batch.statistics, batch.count
+    instance("batch", batch, Moments, "Residuals of batch_norm, or Moments")
+    return reference.Moments(*batch[:3]), batch.weight
 
 
 LIKE = {

@@ -8,6 +8,9 @@ algorithm 1 and the gradients below it):
     gradient_sums   sum(dy),   sum(dy * xhat)              (the gradients of beta and gamma)
     input_gradient  dx = gamma / sqrt(var + eps) * (dy - sum(dy) / n - xhat * sum(dy * xhat) / n)
 
+With weights w_1 .. w_n of the values, 1 / n is w_i / sum(w) in the statistics and in dx: a weight of k stands for the
+value k times. Weights have x's shape with 1 on the feature axis, in the statistics dtype, and sum to `total`.
+
 `x` has any rank, `axis` >= 0 is its feature axis; statistics and parameters have shape (C,).
 Gradients come before what they are gradients by, and the pair of sums is (sum(dy), sum(dy * xhat)), everywhere.
 Arguments are checked at the public door (bnengine.functional), never here.
@@ -16,7 +19,7 @@ Arguments are checked at the public door (bnengine.functional), never here.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace, device
 
@@ -60,18 +63,33 @@ def statistics_dtype(x: Array) -> DType:
 
 def moments(x: Array, axis: int) -> Moments:
     """Mean, what its rounding lost, and biased variance of each channel, in the statistics dtype."""
-    xp = array_namespace(x)
-    dtype, n = statistics_dtype(x), _count(x, axis)
-    x = xp.astype(x, dtype)
-    # Two passes about a rounded mean, never E[x^2] - E[x]^2. Subtracting one value of the channel
-    # first makes the mean of a constant channel exact whatever order the library adds in.
+    xp, n = array_namespace(x), _count(x, axis)
+    x = xp.astype(x, statistics_dtype(x))
+    # Subtracting one value of the channel first makes the mean of a constant channel exact whatever order the
+    # library adds in.
     first = xp.reshape(x[tuple(slice(None) if i == axis else 0 for i in range(x.ndim))], (x.shape[axis],))
-    mean = first + xp.astype(_sum((x - _along(first, x, axis)) / n, axis), dtype)
+    return _moments_about(first, x, axis, lambda values: values / n)
+
+
+def weighted_moments(x: Array, weights: Array, total: Any, axis: int) -> Moments:
+    """The same of weighted values; what has weight 0 may be anything, NaN too."""
+    xp = array_namespace(x)
+    x = xp.where(weights == 0, xp.zeros_like(weights), xp.astype(x, weights.dtype))
+    shares = weights / total
+    first = xp.astype(_sum(x * shares, axis), x.dtype)  # the second sum, about it, makes a constant's mean exact
+    return _moments_about(first, x, axis, lambda values: values * shares)
+
+
+def _moments_about(first: Array, x: Array, axis: int, share: Any) -> Moments:
+    """Moments about a value near the mean; share(values) are the parts of the values in a mean of them."""
+    # Two passes about a rounded mean, never E[x^2] - E[x]^2.
+    xp, dtype = array_namespace(x), x.dtype
+    mean = first + xp.astype(_sum(share(x - _along(first, x, axis)), axis), dtype)
     centered = x - _along(mean, x, axis)
-    remainder = xp.astype(_sum(centered / n, axis), dtype)
+    remainder = xp.astype(_sum(share(centered), axis), dtype)
     centered = centered - _along(remainder, x, axis)
-    # Divided before the sum: a million squares of 1e18 would overflow float32.
-    var = xp.astype(_sum(centered * (centered / n), axis), dtype)
+    # A share before the sum: a million squares of 1e18 would overflow float32.
+    var = xp.astype(_sum(centered * share(centered), axis), dtype)
     return Moments(mean, remainder, var)
 
 
@@ -104,6 +122,26 @@ def input_gradient(
     xhat = _normalized(wide, moments, axis, affine.eps)
     sum_dy, sum_dy_xhat = sums
     dx = dy - _along(sum_dy / count, x, axis) - xhat * _along(sum_dy_xhat / count, x, axis)
+    return xp.astype(dx * _along(_scale(moments, affine), x, axis), x.dtype)
+
+
+def weighted_gradient(
+    dy: Array,
+    x: Array,
+    moments: Moments,
+    sums: tuple[Array, Array],
+    weights: Array,
+    total: Any,
+    affine: Affine,
+    axis: int,
+) -> Array:
+    """dx_i = gamma / sqrt(var + eps) * (dy_i - w_i / total * (sum(dy) + xhat_i * sum(dy * xhat)))."""
+    xp = array_namespace(x)
+    wide = xp.astype(x, moments.mean.dtype)
+    dy = _masked(dy, wide, moments, affine, axis)
+    sum_dy, sum_dy_xhat = (_along(v / total, x, axis) for v in sums)
+    through = sum_dy + _normalized(wide, moments, axis, affine.eps) * sum_dy_xhat
+    dx = dy - xp.where(weights == 0, xp.zeros_like(weights), weights * through)
     return xp.astype(dx * _along(_scale(moments, affine), x, axis), x.dtype)
 
 
@@ -250,16 +288,21 @@ def sigmoid_backward(dy: Array, y: Array) -> Array:
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     """Mean of log(sum(exp(z))) - z[label] over rows, and its gradient (softmax(z) - onehot) / rows."""
-    xp = array_namespace(logits)
-    rows, classes = logits.shape
-    dtype = statistics_dtype(logits)
+    xp, rows = array_namespace(logits), logits.shape[0]
+    losses, dlogits = cross_entropy_rows(logits, labels)
+    return xp.sum(losses) / rows, xp.astype(dlogits / rows, logits.dtype)
+
+
+def cross_entropy_rows(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """log(sum(exp(z))) - z[label] of each row, and softmax(z) - onehot, in the statistics dtype."""
+    xp, dtype = array_namespace(logits), statistics_dtype(logits)
     z = xp.astype(logits, dtype)
     z = z - xp.max(z, axis=1, keepdims=True)
     e = xp.exp(z)
     total = xp.sum(e, axis=1, keepdims=True)
-    onehot = _onehot(labels, classes, dtype)
-    loss = xp.sum(xp.log(total) - xp.sum(z * onehot, axis=1, keepdims=True)) / rows
-    return loss, xp.astype((e / total - onehot) / rows, logits.dtype)
+    onehot = _onehot(labels, logits.shape[1], dtype)
+    losses = xp.log(total) - xp.sum(z * onehot, axis=1, keepdims=True)
+    return xp.reshape(losses, (-1,)), e / total - onehot
 
 
 def _onehot(labels: Array, classes: int, dtype: DType) -> Array:

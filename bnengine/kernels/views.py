@@ -42,6 +42,12 @@ class View:
             x = x.transpose(self.order)
         return plain(x, self.statistics).reshape(-1)
 
+    def weights(self, weights: Native) -> Native:
+        """Weights of x's shape with 1 on the feature axis as flat ones, in the order of x's memory."""
+        if self.order is not None:
+            weights = weights.transpose(self.order)
+        return plain(weights, self.statistics).reshape(-1)
+
     def restored(self, y: Native) -> Native:
         """Flat results in the dtype, shape and memory order of x."""
         if y.dtype != self.dtype:

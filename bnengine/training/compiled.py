@@ -57,7 +57,7 @@ def compiled(
     Returns
     -------
     Compiled
-        `step(params, state, opt_state, x, targets)` gives what `train_step` gives. All three trees are *donated*, the
+        `step(params, state, opt_state, x, targets, weights=None)` gives what `train_step` gives. All three trees are *donated*, the
         state too: what is returned stands in the same memory each time. `step.recorded` says whether steps are
         replayed, `step.why_not` why they are not.
 
@@ -90,7 +90,7 @@ def compiled(
 
 @dataclass(frozen=True)
 class Compiled:
-    """A step made by `compiled`: call it as `train_step`, with params, state, opt_state, x and targets."""
+    """A step made by `compiled`: call it as `train_step`, with params, state, opt_state, x, targets and weights."""
 
     net: Sequential
     optimizer: OptimizerLike
@@ -117,9 +117,14 @@ class Compiled:
         object.__setattr__(self, "_step", step)
         object.__setattr__(self, "_refused", refusal)
 
-    def __call__(self, params: Tree, state: Tree, opt_state: Tree, *batch: Array) -> tuple[Tree, Tree, Tree, Array]:
+    def __call__(
+        self, params: Tree, state: Tree, opt_state: Tree, x: Array, targets: Array, weights: Array | None = None
+    ) -> tuple[Tree, Tree, Tree, Array]:
         """The new params, state and opt_state, and the loss; the trees that are handed over are donated."""
-        return self._step(params, state, opt_state, *batch)  # type: ignore[attr-defined]
+        step: Step = self._step  # type: ignore[attr-defined]
+        if weights is None:
+            return step(params, state, opt_state, x, targets)
+        return step(params, state, opt_state, x, targets, weights)
 
     @property
     def recorded(self) -> bool:
@@ -138,7 +143,7 @@ class Compiled:
         options: dict[str, Any] = {"loss": self.loss, "seed": self.seed}
         if self.all_reduce is not None or self.sync_statistics is not None:
             options |= {"all_reduce": self.all_reduce, "sync_statistics": self.sync_statistics}
-        step: Step = functools.partial(train_step, self.net, self.optimizer, **options)
+        step: Step = functools.partial(_train_step, self.net, self.optimizer, options)
         return skipping(step) if self.on_nonfinite == "skip" else step
 
     def _refusal(self) -> str | None:
@@ -157,6 +162,20 @@ class Compiled:
 
     def __reduce__(self) -> tuple[type[Compiled], tuple[Any, ...]]:
         return type(self), tuple(getattr(self, part.name) for part in fields(self))  # recordings are this process's
+
+
+def _train_step(
+    net: Sequential,
+    optimizer: OptimizerLike,
+    options: dict[str, Any],
+    params: Tree,
+    state: Tree,
+    opt_state: Tree,
+    x: Array,
+    targets: Array,
+    weights: Array | None = None,
+) -> tuple[Tree, Tree, Tree, Array]:
+    return train_step(net, optimizer, params, state, opt_state, x, targets, weights=weights, **options)
 
 
 def _foreign(layer: Layer) -> Iterator[Layer]:

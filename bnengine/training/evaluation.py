@@ -14,7 +14,7 @@ from ..functional import Loss, loss_sum
 from ..functional.losses import LossName
 from ..networks import Sequential
 from ..parallel import Alone, Communicator
-from .rows import Rows, checked_inputs, checked_rows, on_device
+from .rows import Rows, checked_inputs, checked_rows, checked_weights, on_device
 from .running_statistics import warn_if_unused
 from .step import forward_pass
 
@@ -31,11 +31,12 @@ def evaluate(
     loss: LossName | Loss = "cross_entropy",
     backend: Backend | BackendName | None = None,
     communicator: Communicator | None = None,
+    weights: Any = None,
 ) -> dict[str, float | None]:
     """Loss, and accuracy or r2 ("mse"), of a network in inference over rows of host data.
 
-    With a communicator, over the rows of all ranks. r2 is None where all targets are the same. Warns where
-    running statistics were never updated.
+    With a communicator, over the rows of all ranks. With weights, host numbers of shape (N,), each row counts as often
+    as its weight says. r2 is None where all targets are the same. Warns where running statistics were never updated.
 
     Examples
     --------
@@ -49,7 +50,8 @@ def evaluate(
     backend, ranks = as_backend(backend), communicator or Alone()
     checked = checked_rows("rows", rows, net, loss, ranks)
     warn_if_unused(state)
-    return measured(net, params, state, on_device(checked, backend), loss, backend, ranks)
+    w = checked_weights(weights, len(checked[0]), ranks)
+    return measured(net, params, state, on_device(checked, backend), loss, backend, ranks, w)
 
 
 def predict(
@@ -73,23 +75,27 @@ def measured(
     loss: LossName | Loss,
     backend: Backend,
     ranks: Communicator,
+    weights: np.ndarray[Any, Any] | None = None,
 ) -> dict[str, float | None]:
     """Metrics over the rows of all ranks, from sums over the rows of each."""
     x, targets = data
     outputs = _outputs(net, params, state, x, backend)
-    rows = x.shape[0]
-    value = float(loss_sum(loss, outputs, targets)[0])
+    on_host = np.ones(x.shape[0]) if weights is None else weights
+    given = None if weights is None else backend.asarray(weights)
+    rows = float(on_host.sum())
+    value = float(loss_sum(loss, outputs, targets, given)[0])
     if callable(loss):  # of the user's own: what else to measure is not known
         total, value = ranks.sum(np.asarray([rows, value], np.float64)).tolist()
         return {"loss": value / total}
     if loss == "mse":
-        t = as_numpy(targets).astype(np.float64).reshape(outputs.shape)
-        total, value, *sums = ranks.sum(np.asarray([rows, value, *t.sum(axis=0)]))
-        spread = float(np.mean(ranks.sum(((t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
+        t, w = as_numpy(targets).astype(np.float64).reshape(outputs.shape), on_host[:, None]
+        total, value, *sums = ranks.sum(np.asarray([rows, value, *(w * t).sum(axis=0)]))
+        spread = float(np.mean(ranks.sum((w * (t - np.asarray(sums) / total) ** 2).sum(axis=0)))) / total
         return {"loss": float(value / total), "r2": float(1 - value / total / spread) if spread else None}
-    given, truth = as_numpy(outputs), as_numpy(targets)  # not on the device: argmax gives int64, which not each one has
-    guess = given.argmax(axis=1) if loss == "cross_entropy" else given.reshape(truth.shape) > 0
-    right = int((guess == (truth if loss == "cross_entropy" else truth > 0.5)).sum())
+    found, truth = as_numpy(outputs), as_numpy(targets)  # not on the device: argmax gives int64, which not each one has
+    guess = found.argmax(axis=1) if loss == "cross_entropy" else found.reshape(truth.shape) > 0
+    hits = guess == (truth if loss == "cross_entropy" else truth > 0.5)
+    right = float((on_host * hits.reshape(len(hits), -1).mean(axis=1)).sum()) if len(hits) else 0.0
     total, value, right = ranks.sum(np.asarray([rows, value, right], np.float64)).tolist()
     return {"loss": value / total, "accuracy": right / total}
 

@@ -81,7 +81,7 @@ def first_nonfinite(
         y, _, _ = layer.forward(params.get(str(i), {}), state.get(str(i), {}), y, known)
         if not all_finite({"y": y}):
             return f"the output of {_words(net, i)}"
-    value, dy = loss_function(loss)(y, targets)
+    value, dy = loss_function(loss)(y, targets, *(() if known.weights is None else (known.weights,)))
     if not all_finite({"loss": value, "dy": dy}):
         return f"the loss of finite outputs of {_words(net, len(net.layers) - 1)}"
     _, _, residuals = net.forward(params, state, x, context())

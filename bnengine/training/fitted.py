@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import html
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import trees
 from .._typing import Tree
-from ..arguments import quantity
+from ..arguments import instance, number, quantity
 from ..backends import as_numpy
 
 
@@ -72,3 +73,55 @@ def copy_of(fitted: Fitted) -> Fitted:
 def _cell(value: Any) -> str:
     """A metric in a table."""
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else f"{value}"
+
+
+def average_params(params: Sequence[Tree], /, weights: Sequence[float] | None = None) -> Tree:
+    """The weighted average of several networks' parameters: model soups, averages of epochs, federated averaging.
+
+    Batch statistics of an averaged network are not the average of theirs: call `recalibrate` afterwards.
+
+    Parameters
+    ----------
+    params : sequence of dict
+        Of one network, each as `Sequential.init` and `fit` give them; at least one.
+    weights : sequence of float, optional
+        One for each, at least 0 and not all 0; they need not sum to 1. None: 1 each.
+
+    Returns
+    -------
+    dict
+        New arrays of the first one's dtypes, each averaged in the dtype it has.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Where trees or shapes differ, or weights do not fit.
+
+    References
+    ----------
+    Izmailov et al. 2018, Averaging weights leads to wider optima and better generalization, arXiv:1803.05407.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> first, second = ({"0": {"weight": np.full((1, 1), value)}} for value in (1.0, 5.0))
+    >>> bn.average_params([first, second], weights=[3, 1])
+    {'0': {'weight': array([[2.]])}}
+    """
+    instance("params", params, (list, tuple), "a list of trees of parameters")
+    if not params:
+        raise ValueError("params: expected at least one tree of parameters, got none")
+    given = [1.0] * len(params) if weights is None else list(weights)
+    if len(given) != len(params):
+        raise ValueError(f"weights: expected {len(params)}, one for each tree, got {len(given)}")
+    for weight in given:
+        number("weights", weight, 0)
+    if not sum(given):
+        raise ValueError("weights: expected at least one above 0, got zeros")
+    shapes = {name: trees.shape_of(leaf) for name, leaf in trees.flatten(params[0]).items()}
+    for i, tree in enumerate(params):
+        trees.check(f"params[{i}]", tree, shapes)  # type: ignore[arg-type]
+    shares = [weight / sum(given) for weight in given]
+    columns = zip(*(trees.leaves(tree, params[0]) for tree in params), strict=True)
+    averages = [sum(leaf * share for leaf, share in zip(leaves, shares, strict=True)) for leaves in columns]
+    return trees.rebuild(params[0], averages)

@@ -25,7 +25,7 @@ from . import finite
 from .compiled import compiled
 from .evaluation import measured
 from .fitted import Fitted, NonFiniteError, copy_of
-from .rows import Rows, checked_rows, on_device
+from .rows import Rows, checked_rows, checked_weights, on_device
 from .running_statistics import recalibrate, running_averages, with_averages
 from .step import check_optimizer, train_step
 
@@ -96,6 +96,7 @@ def fit(
     backend: Backend | BackendName | None = None,
     start: Fitted | None = None,
     communicator: Communicator | None = None,
+    weights: Any = None,
     callback: Callable[[dict[str, Any], Fitted], object] | None = None,
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None = None,
     interrupted: Callable[[], object] | None = None,
@@ -112,7 +113,7 @@ def fit(
         Host arrays, a sample in each row. They are put on the device once.
     loss : {"cross_entropy", "binary_cross_entropy", "mse"} or callable
         Of one's own: loss(outputs, targets) gives the mean over the batch, 0-dimensional, and its gradient by
-        the outputs; targets are handed on as they are.
+        the outputs; targets are handed on as they are. With weights, loss(outputs, targets, weights).
     settings : Settings, optional
         The keywords of the next line as one value, `Settings()` by default.
     epochs, batch_size, seed, early_stopping, precise_bn, on_nonfinite, sync_ranks
@@ -127,6 +128,9 @@ def fit(
         The ranks that train together (`bnengine.parallel`), each with its own rows: those of all ranks, one
         after another, are the training rows. The result is the same on every rank, and that of one process
         with all the rows but for rounding.
+    weights : array, optional
+        Host numbers of shape (N,): how often each training row counts, in statistics, loss and metrics alike. Rows of
+        weight 0 are left out. See `moments`.
     callback : callable, optional
         Called with the epoch's metrics and the network so far, after each epoch; training ends where it
         returns True, on any rank.
@@ -173,6 +177,9 @@ def fit(
     short |= {"precise_bn": precise_bn, "on_nonfinite": on_nonfinite, "sync_ranks": sync_ranks}
     how = dataclasses.replace(how, **{name: value for name, value in short.items() if value is not None})
     x, targets = checked_rows("train", train, net, loss, ranks)
+    w = checked_weights(weights, len(x), ranks)
+    if w is not None and not w.all():
+        x, targets, w = (array[w > 0] for array in (x, targets, w))
     held = None if validation is None else on_device(checked_rows("validation", validation, net, loss, ranks), backend)
     shares = Shares.of(ranks, len(x), how.sync_ranks)
     if shares.total < 2:
@@ -185,9 +192,9 @@ def fit(
         instance("start", start, Fitted, "None or what fit gave")
     if how.on_nonfinite == "skip" and shares.group.size < ranks.size:
         raise ValueError("on_nonfinite: ranks with their own statistics (sync_ranks) cannot skip the same steps")
-    now = _begin(net, optimizer, start, x, how.seed, backend, ranks)
+    now = _begin(net, optimizer, start, x, how.seed, backend, ranks, w)
     rows = on_device((x, targets), backend)
-    loop = _Loop(net, optimizer, loss, how, backend, rows, held, shares, progress, interrupted)
+    loop = _Loop(net, optimizer, loss, how, backend, rows, held, shares, progress, interrupted, w)
     began = time.perf_counter() - (now.history[-1]["seconds"] if now.history else 0.0)
     for epoch in range(len(now.history) + 1, how.epochs + 1):
         if how.early_stopping and now.best and len(now.history) - len(now.best.history) >= how.early_stopping:
@@ -205,7 +212,11 @@ def fit(
         now = dataclasses.replace(now.best, history=now.history, best=now.best)
     if how.precise_bn:
         now.state = recalibrate(
-            net, now.params, now.state, x, batch_size=how.batch_size, backend=backend, communicator=ranks
+            *(net, now.params, now.state, x),
+            batch_size=how.batch_size,
+            backend=backend,
+            communicator=ranks,
+            weights=w,
         )
     return now
 
@@ -224,6 +235,7 @@ class _Loop:
     shares: Shares
     progress: Callable[[Iterable[Any]], Iterable[Any]] | None
     interrupted: Callable[[], object] | None
+    weights: np.ndarray[Any, Any] | None
 
     @np.errstate(over="ignore", invalid="ignore", divide="ignore")  # the losses tell, at the end of the epoch
     def epoch(self, now: Fitted, epoch: int) -> tuple[Fitted, dict[str, Any] | None]:
@@ -267,27 +279,32 @@ class _Loop:
         return any(ranks.gather(bool(self.interrupted())))
 
     def batch(self, chosen: np.ndarray[Any, Any]) -> tuple[Array, ...]:
-        """Inputs and targets of these rows, and of several ranks their places in the batch too."""
+        """Inputs and targets of these rows; of several ranks their places in the batch too; their weights, if any."""
         own, xp = self.shares.own(chosen), self.backend.xp
         index = self.backend.asarray(own)
-        x, targets = (xp.take(array, index, axis=0) for array in self.rows)
-        return (
-            (x, targets)
-            if self.shares.ranks.size == 1
-            else (x, targets, self.backend.asarray(self.shares.places(chosen)))
-        )
+        given = [xp.take(array, index, axis=0) for array in self.rows]
+        if self.shares.ranks.size > 1:
+            given.append(self.backend.asarray(self.shares.places(chosen)))
+        if self.weights is not None:
+            given.append(self.backend.asarray(self.weights[own]))
+        return tuple(given)
 
     @functools.cached_property
     def step(self) -> finite.Step:
-        ranks, group, how = self.shares.ranks, self.shares.group, self.how
+        """One training step, given what `batch` gives."""
+        ranks, group = self.shares.ranks, self.shares.group
         if ranks.size == 1:
-            settings: dict[str, Any] = {"seed": how.seed, "on_nonfinite": how.on_nonfinite}
+            settings: dict[str, Any] = {"seed": self.how.seed, "on_nonfinite": self.how.on_nonfinite}
             return compiled(self.net, self.optimizer, self.loss, self.backend, **settings)
-        alone = functools.partial(train_step, self.net, self.optimizer, loss=self.loss, seed=how.seed)
-        sync = group.sum if group.size > 1 else None
-        on_ranks = functools.partial(alone, all_reduce=ranks.sum, sync_statistics=sync)
-        step: finite.Step = lambda *given: on_ranks(*given[:-1], rows=given[-1])
-        return finite.skipping(step) if how.on_nonfinite == "skip" else step
+        names = ["x", "targets", "rows", *([] if self.weights is None else ["weights"])]
+        how: dict[str, Any] = {"loss": self.loss, "seed": self.how.seed}
+        how |= {"all_reduce": ranks.sum, "sync_statistics": group.sum if group.size > 1 else None}
+
+        def step(params: Tree, state: Tree, opt_state: Tree, *given: Array) -> tuple[Tree, Tree, Tree, Array]:
+            batch: dict[str, Any] = dict(zip(names, given, strict=True))
+            return train_step(self.net, self.optimizer, params, state, opt_state, **batch, **how)
+
+        return finite.skipping(step) if self.how.on_nonfinite == "skip" else step
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""
@@ -305,13 +322,16 @@ class _Loop:
         now = copy_of(start)
         params, state, opt_state = now.params, now.state, now.opt_state
         for chosen in order[len(start.losses) :] if self.shares.ranks.size == 1 else ():
-            x, targets = self.batch(chosen)
+            x, targets, *rest = self.batch(chosen)
+            weights = rest[0] if rest else None
             number = opt_state["step"]
             what = finite.first_nonfinite(
                 *(self.net, self.loss, params, state, x, targets),
-                context=lambda number=number: Context(True, draws=Draws(self.how.seed, number)),  # type: ignore[misc]
+                context=lambda number=number, weights=weights: Context(  # type: ignore[misc]
+                    True, draws=Draws(self.how.seed, number), weights=weights
+                ),
             )
-            params, state, opt_state, _ = self.step(params, state, opt_state, x, targets)
+            params, state, opt_state, _ = self.step(params, state, opt_state, x, targets, *rest)
             made = {"parameter": params, "running statistic": state, "state of the optimiser": opt_state}
             what = what or finite.first_leaf(self.net, made)
             if what is not None:
@@ -332,10 +352,10 @@ class _Loop:
         (x, targets), some, ranks = self.rows, self.shares.head(EVALUATED), self.shares.ranks
         seen = (x[:some, ...], targets[:some, ...])
 
-        def metrics(of: tuple[Array, Array]) -> dict[str, float | None]:
-            return measured(self.net, done.params, done.state, of, self.loss, self.backend, ranks)
+        def metrics(of: tuple[Array, Array], weights: Any = None) -> dict[str, float | None]:
+            return measured(self.net, done.params, done.state, of, self.loss, self.backend, ranks, weights)
 
-        row |= _prefixed("train", metrics(seen), but="loss")
+        row |= _prefixed("train", metrics(seen, None if self.weights is None else self.weights[:some]), but="loss")
         if self.held is not None:
             row |= _prefixed("validation", metrics(self.held))
         return row
@@ -361,11 +381,13 @@ def _begin(
     seed: int,
     backend: Backend,
     ranks: Communicator,
+    weights: np.ndarray[Any, Any] | None,
 ) -> Fitted:
     if start is not None:
         return copy_of(start)
     params, state = net.init(seed, backend=backend)
-    return Fitted(params, net.measure(state, x, backend=backend, all_reduce=ranks.sum), optimizer.init(params))
+    state = net.measure(state, x, backend=backend, all_reduce=ranks.sum, weights=weights)
+    return Fitted(params, state, optimizer.init(params))
 
 
 def _prefixed(prefix: str, metrics: dict[str, float | None], but: str = "") -> dict[str, float | None]:

@@ -103,7 +103,9 @@ class Recorded:
         except BaseException as error:
             for array, old in zip(home.arrays, before, strict=True):
                 np.copyto(array, old)
-            if isinstance(error, UnrecordableError) or not isinstance(error, Exception) or error is recorder.raised:
+            if isinstance(error, UnrecordableError) or not isinstance(error, Exception):
+                raise
+            if recorder.raised is not None and recorder.raised in (error, error.__cause__):
                 raise
             raise UnrecordableError(f"{type(error).__name__}: {error}") from error  # the step itself may raise it again
         return shape.replay.value()

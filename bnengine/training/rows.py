@@ -11,6 +11,7 @@ from ..arguments import instance, one_of, refuse_nonfinite, shown
 from ..backends import Backend
 from ..functional import LOSSES, Loss
 from ..functional.losses import LossName
+from ..functional.moments import numbers
 from ..networks import Sequential
 from ..parallel import Communicator
 
@@ -62,6 +63,17 @@ def checked_inputs(name: str, rows: Any, net: Sequential) -> np.ndarray[Any, Any
         raise TypeError(f"{name}: expected numbers, got dtype {x.dtype}")
     refuse_nonfinite(name, x)
     return x
+
+
+def checked_weights(weights: Any, rows: int, ranks: Communicator | None = None) -> np.ndarray[Any, Any] | None:
+    """Weights of host rows as float64, refused where they do not fit; those of one of several ranks may all be 0."""
+    if weights is None:
+        return None
+    w = _as_host("weights", weights)
+    if w.dtype.kind not in "biuf" or w.shape != (rows,):
+        raise ValueError(f"weights: expected numbers of shape ({rows},), one for each row, got {w.dtype} {w.shape}")
+    numbers("weights", w, w, part=ranks is not None and ranks.size > 1)
+    return w.astype(np.float64)
 
 
 def on_device(rows: Rows, backend: Backend) -> tuple[Array, Array]:

@@ -11,15 +11,16 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from .. import data, trees
-from .._typing import BackendName, Estimator, Tree
+from .._typing import Array, BackendName, Estimator, Tree
 from ..arguments import instance, number, one_of
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
 from ..functional import RunningStats
+from ..functional.moments import unbiased_factor
 from ..layers import BatchNorm, Dropout, Layer
 from ..networks import Sequential
 from ..parallel import Alone, Communicator, Shares
-from .rows import checked_inputs
+from .rows import checked_inputs, checked_weights
 from .step import forward_pass
 
 FAR_MEAN, FAR_VARIANCE = 1.0, 4.0
@@ -36,6 +37,7 @@ def recalibrate(
     batch_size: int = 128,
     backend: Backend | BackendName | None = None,
     communicator: Communicator | None = None,
+    weights: Any = None,
 ) -> Tree:
     """Running statistics taken anew over x, with the parameters as they are now.
 
@@ -56,6 +58,8 @@ def recalibrate(
         Rows that are gone through at a time.
     backend, communicator
         As in `fit`.
+    weights : array, optional
+        Host numbers of shape (N,): how often each row counts.
 
     Returns
     -------
@@ -82,49 +86,141 @@ def recalibrate(
     (array([4.], dtype=float32), array([8.5], dtype=float32))
     """
     one_of("estimator", estimator, get_args(Estimator))
-    backend, ranks = as_backend(backend), communicator or Alone()
-    x = checked_inputs("x", x, net)
-    trees.check("state", state, net.shapes.state)
-    device_x = backend.asarray(x)
-    shares = Shares.of(ranks, device_x.shape[0])
-    if shares.total < 2:
-        raise ValueError(f"x: expected at least 2 rows to take statistics of, got {shares.total}")
-    size = 2 if batch_size == 1 else batch_size  # of a network trained row by row, with other norms or none
-    batches = data.batches(shares.total, size, np.random.default_rng(0))  # sorted rows would mislead
-    once = net.replace(BatchNorm, momentum=1.0).replace(Dropout, rate=0.0)  # the new state is the batch's own
-    context = Context(True, None if ranks.size == 1 else ranks.sum)
-
-    def averages(network: Sequential, names: list[str], now: Tree) -> _Merged:
-        found = _Merged(names, as_one=estimator == "population")
-        run = forward_pass(network, backend, context)
-        for rows in batches:
-            of = backend.xp.take(device_x, backend.asarray(shares.own(rows)), axis=0)
-            found.add(len(rows), running_averages(run(params, now, of)[1]))
-        return found
-
-    norms = [name for name, layer in net.named() if isinstance(layer, BatchNorm) and layer.statistics == "batch"]
-    now = with_averages(state, {name: _zero(own) for name, own in running_averages(state).items() if name in norms})
-    if estimator == "batches":
-        return with_averages(now, averages(once, norms, now).unbiased(backend))
-    new = state
-    for i, name in enumerate(norms):
-        number = iter(range(len(norms)))
-        network = once.map(lambda layer: _freeze(layer, number, i))  # noqa: B023  # called at once
-        found = averages(network, [name], now)
-        now = with_averages(now, found.biased(backend))  # which normalises a batch of everything on its way
-        new = with_averages(new, found.unbiased(backend))
-    return new
+    rows = _Rows(net, params, state, x, batch_size, backend, communicator, weights)
+    return rows.each_batch_by_itself() if estimator == "batches" else rows.all_as_one(prior=0.0)
 
 
 precise_statistics = recalibrate
 """The name of `recalibrate` up to version 0.1."""
 
 
-def _freeze(layer: Any, number: Iterator[int], below: int) -> Layer:
+def adapt(
+    net: Sequential,
+    params: Tree,
+    state: Tree,
+    x: Any,
+    *,
+    prior: float,
+    batch_size: int = 128,
+    backend: Backend | BackendName | None = None,
+    communicator: Communicator | None = None,
+    weights: Any = None,
+) -> Tree:
+    """Running statistics merged with those of other rows, for data that have moved since training.
+
+    The running statistics count as those of `prior` rows, and the new ones are those of these and x's rows together.
+    With prior 0 this is `recalibrate`, with a large one nothing changes.
+
+    Parameters
+    ----------
+    net, params, state, x
+        As in `recalibrate`; targets are not needed.
+    prior : float
+        Rows, at least 0.
+    batch_size, backend, communicator, weights
+        As in `recalibrate`.
+
+    Returns
+    -------
+    dict
+        The state for inference; `state` is left as it is.
+
+    Raises
+    ------
+    ValueError
+        Where an argument does not fit, or there are fewer than two rows.
+
+    References
+    ----------
+    Schneider et al. 2020, Improving robustness against common corruptions by covariate shift adaptation,
+    arXiv:2006.16971, equation 3, here with the spread between both means.
+
+    Examples
+    --------
+    >>> import numpy as np, bnengine as bn
+    >>> net, x = bn.Sequential((bn.BatchNorm(1),)), np.asarray([[1.0], [2.0], [3.0], [6.0], [8.0]])
+    >>> params, state = net.init(0, backend="numpy")
+    >>> before = bn.recalibrate(net, params, state, x[:3])
+    >>> bn.adapt(net, params, before, x[3:], prior=3)["0"]["var"]  # of all five rows
+    array([8.5], dtype=float32)
+    """
+    number("prior", prior, 0)
+    return _Rows(net, params, state, x, batch_size, backend, communicator, weights).all_as_one(prior=float(prior))
+
+
+class _Rows:
+    """The rows to take statistics of, for a network and its parameters as they are now."""
+
+    def __init__(
+        self,
+        net: Sequential,
+        params: Tree,
+        state: Tree,
+        x: Any,
+        batch_size: int,
+        backend: Backend | BackendName | None,
+        communicator: Communicator | None,
+        weights: Any,
+    ) -> None:
+        self.backend, self.ranks = as_backend(backend), communicator or Alone()
+        x = checked_inputs("x", x, net)
+        trees.check("state", state, net.shapes.state)
+        self.params, self.state = params, state
+        w = checked_weights(weights, len(x), self.ranks)
+        if w is not None:
+            x, w = x[w > 0], w[w > 0]
+        self.x, self.weights = self.backend.asarray(x), w
+        self.shares = Shares.of(self.ranks, len(x))
+        if self.shares.total < 2:
+            raise ValueError(f"x: expected at least 2 rows to take statistics of, got {self.shares.total}")
+        size = 2 if batch_size == 1 else batch_size  # of a network trained row by row, with other norms or none
+        rng = np.random.default_rng(0)  # sorted rows would mislead
+        self.batches = data.batches(self.shares.total, size, rng)
+        # The new state then is the batch's own.
+        self.net = net.replace(BatchNorm, momentum=1.0).replace(Dropout, rate=0.0)
+        self.norms = [n for n, layer in net.named() if isinstance(layer, BatchNorm) and layer.statistics != "running"]
+        zeros = {name: _zero(own) for name, own in running_averages(state).items() if name in self.norms}
+        self.blank = with_averages(state, zeros)
+
+    def each_batch_by_itself(self) -> Tree:
+        """The average over batches."""
+        found = self.found(self.net, self.blank, _Merged(self.norms, as_one=False))
+        return with_averages(self.blank, found.unbiased(self.backend))
+
+    def all_as_one(self, prior: float) -> Tree:
+        """Those that one batch of everything would have, and of `prior` rows before it."""
+        now, new, old = self.blank, self.state, running_averages(self.state)
+        for i, name in enumerate(self.norms):
+            position = iter(range(len(self.norms)))
+            network = self.net.map(lambda layer: _freeze(layer, position, i))  # noqa: B023  # called at once
+            merged = _Merged([name], as_one=True)
+            if prior:
+                merged.add(prior, {name: old[name]})
+            found = self.found(network, now, merged)
+            now = with_averages(now, found.biased(self.backend))  # which normalises a batch of everything on its way
+            new = with_averages(new, found.unbiased(self.backend))
+        return new
+
+    def found(self, network: Sequential, now: Tree, into: _Merged) -> _Merged:
+        """Statistics of all batches, on their way through the network in this state."""
+        context = Context(True, None if self.ranks.size == 1 else self.ranks.sum)
+        run = forward_pass(network, self.backend, context)
+        for rows in self.batches:
+            own = self.shares.own(rows)
+            batch = self.backend.xp.take(self.x, self.backend.asarray(own), axis=0)
+            weight, given = float(len(rows)), list[Array]()
+            if self.weights is not None:
+                w = self.weights[own]
+                weight, given = float(self.ranks.sum(np.asarray([w.sum()]))[0]), [self.backend.asarray(w)]
+            into.add(weight, running_averages(run(self.params, now, batch, *given)[1]))
+        return into
+
+
+def _freeze(layer: Any, position: Iterator[int], below: int) -> Layer:
     """The layer, frozen if it is one of the first batch normalisations that are not so already."""
     if not isinstance(layer, BatchNorm) or layer.statistics == "running":
         return cast("Layer", layer)
-    return dataclasses.replace(layer, statistics="running" if next(number) < below else "batch")
+    return dataclasses.replace(layer, statistics="running" if next(position) < below else "batch")
 
 
 def _zero(own: RunningStats) -> RunningStats:
@@ -134,24 +230,25 @@ def _zero(own: RunningStats) -> RunningStats:
 
 
 class _Merged:
-    """Statistics of batches in float64 on the host: merged into those of all rows as one, or averaged by their rows."""
+    """Statistics of batches in float64 on the host: merged into those of all rows as one, or averaged by weight."""
 
     def __init__(self, names: list[str], *, as_one: bool) -> None:
         self.as_one = as_one
-        self.rows = 0
+        self.weight = 0.0
         self.mean: dict[str, Any] = dict.fromkeys(names, 0.0)
         self.var: dict[str, Any] = dict.fromkeys(names, 0.0)
         """Biased for all rows as one, else the average of unbiased ones."""
 
-    def add(self, rows: int, found: dict[str, RunningStats]) -> None:
-        self.rows += rows
-        share = rows / self.rows
+    def add(self, weight: float, found: dict[str, RunningStats]) -> None:
+        """Statistics of so many rows, their variance unbiased."""
+        self.weight += weight
+        share = weight / self.weight
         for name in self.mean:
             mean, var = (as_numpy(a).astype(np.float64) for a in (found[name].mean, found[name].var))
             apart = mean - self.mean[name]
             self.mean[name] = self.mean[name] + apart * share
             if self.as_one:
-                var = var * ((rows - 1) / rows) + apart * apart * (1 - share)
+                var = var / unbiased_factor(weight) + apart * apart * (1 - share)
             self.var[name] = self.var[name] + (var - self.var[name]) * share
 
     def biased(self, backend: Backend, factor: float = 1.0) -> dict[str, RunningStats]:
@@ -161,7 +258,7 @@ class _Merged:
         }
 
     def unbiased(self, backend: Backend) -> dict[str, RunningStats]:
-        return self.biased(backend, self.rows / (self.rows - 1) if self.as_one else 1.0)
+        return self.biased(backend, unbiased_factor(self.weight) if self.as_one else 1.0)
 
 
 def statistics_gap(state: Tree, precise: Tree, *, eps: float = 1e-5) -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 from array_api_compat import array_namespace, device
 
 from .. import trees
 from .._typing import AllReduce, Array, Tree
-from ..arguments import instance
+from ..arguments import instance, shown
 from ..backends import Backend
 from ..context import Context, Draws
 from ..functional import Loss, loss_function, loss_sum
@@ -33,6 +34,7 @@ def train_step(
     sync_statistics: AllReduce | None = None,
     seed: int = 0,
     rows: Array | None = None,
+    weights: Array | None = None,
 ) -> tuple[Tree, Tree, Tree, Array]:
     """One step: forward, loss, backward, update.
 
@@ -49,7 +51,7 @@ def train_step(
         Class numbers (N,) for "cross_entropy", values of the output's shape for the others.
     loss : {"cross_entropy", "binary_cross_entropy", "mse"} or callable
         Of one's own: loss(outputs, targets) gives the mean over the batch, 0-dimensional, and its gradient by
-        the outputs.
+        the outputs; with weights, loss(outputs, targets, weights) gives the weighted mean.
     all_reduce : callable, optional
         Sums an array over ranks. x and targets then are this rank's share of the batch, which may be empty,
         and what is returned is the same on every rank. Gradients, loss and count travel in one flat array.
@@ -60,12 +62,15 @@ def train_step(
     rows : array, optional
         With several ranks: the place in the whole batch of each row of x, so that dropout draws what one process
         with all the rows draws.
+    weights : array, optional
+        Of the rows, shape (N,): a weight of k stands for the row k times, 0 for padding, in batch statistics and loss
+        alike. See `moments`.
 
     Returns
     -------
     params, state, opt_state : dict
     loss : array
-        0-dimensional, on the device: the mean over the batch.
+        0-dimensional, on the device: the mean over the batch, weighted where there are weights.
 
     Raises
     ------
@@ -93,14 +98,16 @@ def train_step(
     """
     instance("net", net, Sequential, "a Sequential")
     check_optimizer(optimizer)
-    context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows))
+    if not isinstance(opt_state, dict) or "step" not in opt_state:
+        raise TypeError(f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}")
+    context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows), weights)
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:
-        value, doutput = _loss(loss, output, targets)
+        value, doutput = _loss(loss, output, targets, weights)
         grads = net.backward(params, residuals, doutput)
     else:
-        value, doutput = loss_sum(loss, output, targets)
-        grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, x.shape[0], all_reduce)
+        value, doutput, weight = loss_sum(loss, output, targets, weights)
+        grads, value = _mean_over_ranks(net.backward(params, residuals, doutput), value, weight, all_reduce)
     params, opt_state = optimizer.update(params, grads, opt_state)
     return trees.settled((params, state, opt_state, value))
 
@@ -112,14 +119,14 @@ def check_optimizer(optimizer: OptimizerLike) -> None:
         instance("optimizer", optimizer, OptimizerLike, words)
 
 
-def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce) -> tuple[Tree, Array]:
+def _mean_over_ranks(grads: Tree, value: Array, weight: Any, all_reduce: AllReduce) -> tuple[Tree, Array]:
     """Gradients and loss of a whole batch from their sums on each rank: one reduction of one flat array.
 
     Floating dtypes count rows exactly up to 2^24 of them in a batch.
     """
     leaves = trees.leaves(grads)
     xp, like = array_namespace(value), leaves[0] if leaves else value
-    count = xp.asarray([rows], dtype=like.dtype, device=device(like))
+    count = xp.reshape(xp.asarray(weight, dtype=like.dtype, device=device(like)), (1,))
     flat = [xp.reshape(leaf, (-1,)) for leaf in [*leaves, xp.astype(value, like.dtype)]]
     total = all_reduce(xp.concat([*flat, count]))
     mean, means, start = total[:-1] / total[-1], [], 0
@@ -129,21 +136,28 @@ def _mean_over_ranks(grads: Tree, value: Array, rows: int, all_reduce: AllReduce
     return trees.rebuild(grads, means), mean[-1]
 
 
-def _loss(loss: LossName | Loss, output: Array, targets: Array) -> tuple[Array, Array]:
+def _loss(loss: LossName | Loss, output: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
+    given = () if weights is None else (weights,)
     if callable(loss):
-        return again(loss, output, targets)
+        try:
+            return again(loss, output, targets, *given)
+        except TypeError as error:
+            called = "loss(outputs, targets, weights)" if given else "loss(outputs, targets)"
+            raise TypeError(f"loss: called as {called}, it failed: {error}") from error
     try:
-        return made(loss_function(loss), output, targets)
+        return made(loss_function(loss), output, targets, *given)
     except (TypeError, ValueError) as error:
+        if "weights:" in str(error):
+            raise
         raise ValueError(f"targets: they do not fit the network's outputs: {error}") from error
 
 
 @functools.lru_cache(maxsize=32)
 def forward_pass(net: Sequential, backend: Backend, context: Context) -> Callable[..., tuple[Array, Tree]]:
-    """(params, state, x) -> (output, new state); kept, because JAX compiles each new function again."""
+    """(params, state, x, weights or None) -> (output, new state); kept, because JAX compiles each new function again."""
 
-    def forward(params: Tree, state: Tree, x: Array) -> tuple[Array, Tree]:
-        output, new, _ = net.forward(params, state, x, context)
+    def forward(params: Tree, state: Tree, x: Array, weights: Array | None = None) -> tuple[Array, Tree]:
+        output, new, _ = net.forward(params, state, x, context._replace(weights=weights))
         return output, new
 
     return forward if context.all_reduce else backend.compiled(forward)

@@ -9,6 +9,7 @@ together, over blocks that other threads may take. `other` and `updates` hold th
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,37 @@ given_gradient = plain.given_gradient
 blend = other.blend
 
 
+def weighted_moments(x: Native, weights: Native, total: Any, axis: int) -> Moments:  # noqa: ARG001  # summed on the way
+    """Mean, remainder and variance of weighted values, each thread over a block of its own."""
+    view, layout = _of(x, axis)
+    return layout.weighted_moments(view.flat(x), _below_one(view.weights(weights))[0])
+
+
+def weighted_gradient(
+    dy: Native,
+    x: Native,
+    moments: Moments,
+    sums: tuple[Native, Native],
+    weights: Native,
+    total: float,
+    affine: Affine,
+    axis: int,
+) -> Native:
+    """dx in one pass, as scale * dy + weight * (slope * (x - mean) + offset) of each channel."""
+    view, layout = _of(x, axis)
+    m, affine = view.moments(moments), view.affine(affine)
+    coefficients = layout.coefficients(m, affine)
+    w, power = _below_one(view.weights(weights))
+    layout.add_slopes(coefficients, np.stack(sums), math.ldexp(total, -power), m, affine)
+    return view.restored(layout.weighted_gradient(view.flat(dy), view.flat(x), w, coefficients, affine.relu))
+
+
+def _below_one(w: Native) -> tuple[Native, int]:
+    """Weights over a power of two, so that none is above 1 and the squares of 64 values of 1e18 still fit in float32."""
+    power = int(np.frexp(w.max())[1])
+    return np.ldexp(w, -power), power
+
+
 @functools.lru_cache(maxsize=1024)
 def _plan(
     shape: tuple[int, ...], axis: int, order: tuple[int, ...] | None, dtype: np.dtype[Any]
@@ -123,4 +155,8 @@ def _every_kernel(x: Native) -> None:
     _, m = forward(x, affine, 1)
     backward(x, x, m, affine, 1)
     normalize(x, moments(x, 1), affine, 1)
-    input_gradient(x, x, m, gradient_sums(x, x, m, affine, 1), 2, affine, 1)
+    sums = gradient_sums(x, x, m, affine, 1)
+    input_gradient(x, x, m, sums, 2, affine, 1)
+    weights = np.ones((len(x), 1, *x.shape[2:]), m.mean.dtype)
+    weighted_moments(x, weights, weights.sum(), 1)
+    weighted_gradient(x, x, m, sums, weights, weights.sum(), affine, 1)

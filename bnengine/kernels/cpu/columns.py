@@ -10,7 +10,7 @@ from ..._typing import Native
 from ...recording import call
 from .. import memory, workers
 from ..reference import Affine, Moments
-from . import column_loops
+from . import column_loops, weighted_loops
 from .coefficients import merge_parts
 from .column_loops import ROWS
 from .layout import Layout
@@ -75,6 +75,33 @@ class Columns(Layout):
         totals = np.empty((2, self.channels))
         column_loops.merge_positions(x, self.rows, self.width, self.length, parts[0], totals)
         return self.finish_moments(totals, x.dtype)
+
+    def weighted_moments(self, x: Native, w: Native) -> Moments:
+        """Of each range of rows about its own mean, then merged by weights."""
+        ranges = self.row_ranges()
+        parts, weights = np.empty((len(ranges), 2, self.channels)), np.zeros(len(ranges))
+
+        def task(i: int) -> None:
+            weights[i] = weighted_loops.column_moments(x, w, *ranges[i], self.length, parts[i])
+
+        workers.run(task, len(ranges))
+        return self.merge_weighted(weights, parts, x.dtype)
+
+    def weighted_gradient(self, dy: Native, x: Native, w: Native, coefficients: Native, relu: bool) -> Native:
+        """dx, from the sums over each channel."""
+        ranges, dx, streaming = self.row_ranges(), memory.empty_like(x), self.streaming(3 * x.nbytes)
+
+        def task(i: int) -> None:
+            how = self.channels, self.length, coefficients, relu, streaming
+            weighted_loops.column_gradient(dy, x, w, *ranges[i], *how, dx)
+
+        workers.run(task, len(ranges), backwards=True)
+        return dx
+
+    def row_ranges(self) -> list[tuple[int, int]]:
+        """Rows of (rows, C, length), as many at a time as make a block."""
+        rows = self.count // self.length
+        return workers.ranges(rows, min(rows, workers.parts(self.size)))
 
     def totals(self, dy: Native, x: Native, coefficients: Native, relu: bool) -> Native:
         """Rows sum(dy) and sum(dy * (x - mean)) of each channel."""

@@ -10,13 +10,20 @@ from ..._typing import Native
 from ...recording import call
 from .. import memory, workers
 from ..reference import Affine, Moments
-from .coefficients import add_parts, finish_moments, finish_sums, gradient_coefficients, line_coefficients
+from .coefficients import (
+    add_parts,
+    finish_moments,
+    finish_sums,
+    gradient_coefficients,
+    line_coefficients,
+    merge_parts,
+)
 
 
 class Layout:
     """One shape: how it is divided into blocks, by the shape alone, and the kernels over all of them.
 
-    A subclass has `moments`, and the compiled loops over one block.
+    A subclass has `moments`, those of weighted values, and the compiled loops over one block.
     """
 
     normalize_block: ClassVar[staticmethod[..., None]]
@@ -44,6 +51,14 @@ class Layout:
 
     def moments(self, x: Native) -> Moments:
         """Mean, remainder and variance of each channel."""
+        raise NotImplementedError
+
+    def weighted_moments(self, x: Native, w: Native) -> Moments:
+        """The same of weighted values."""
+        raise NotImplementedError
+
+    def weighted_gradient(self, dy: Native, x: Native, w: Native, coefficients: Native, relu: bool) -> Native:
+        """dx of weighted values, from the sums over each channel."""
         raise NotImplementedError
 
     def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
@@ -104,6 +119,15 @@ class Layout:
         finish_moments(totals, float(self.count), *m)
         return m
 
+    def merge_weighted(self, weights: Native, parts: Native, dtype: Native) -> Moments:
+        """From rows mean and sum of squares about it of each part, in float64, and the parts' weights."""
+        some = weights > 0
+        weights, parts = weights[some], parts[some]
+        merge_parts(weights, parts)
+        m = Moments(*np.empty((3, self.channels), dtype))
+        finish_moments(parts[0], float(weights.sum()), *m)
+        return m
+
     def coefficients(self, moments: Moments, affine: Affine) -> Native:
         """Rows MEAN, SCALE and SHIFT; room for SLOPE and OFFSET."""
         out = np.empty((5, self.coefficient_length), moments.mean.dtype)
@@ -117,7 +141,7 @@ class Layout:
         finish_sums(totals, moments.remainder, moments.var, affine.eps, sums)
         return sums
 
-    def add_slopes(self, coefficients: Native, sums: Native, count: int, moments: Moments, affine: Affine) -> None:
+    def add_slopes(self, coefficients: Native, sums: Native, count: float, moments: Moments, affine: Affine) -> None:
         """Fill the rows SLOPE and OFFSET."""
         _, remainder, var = moments
         gradient_coefficients(sums, float(count), remainder, var, affine.gamma, affine.eps, self.length, coefficients)

@@ -14,7 +14,7 @@ import numpy as np
 from ..._typing import Native
 from .. import memory, workers
 from ..reference import Affine, Moments
-from . import plane_loops
+from . import plane_loops, weighted_loops
 from .coefficients import (
     MEAN,
     OFFSET,
@@ -89,6 +89,44 @@ def input_gradient(
             coefficients[OFFSET, c],
         )
         plane_loops.input_gradient(dy, x, runs, line, u, w, relu, streaming, dx)
+
+
+@compiled
+def weighted_moments(x: Native, w: Native, shape: Shape, block: Block, out: Native) -> float:
+    """The same of weighted values, and the weight of the samples."""
+    own = w[block[0] * shape[2] : block[1] * shape[2]]
+    first = 0
+    while first < own.size and own[first] == 0:
+        first += 1
+    done = 0.0
+    if first < own.size:
+        for c in range(block[2], block[3]):
+            out[0, c], out[1, c], done = weighted_loops.plane_moments(x, own, _runs(shape, block, c), first)
+    return done
+
+
+@compiled
+def weighted_gradient(
+    dy: Native,
+    x: Native,
+    w: Native,
+    shape: Shape,
+    block: Block,
+    coefficients: Native,
+    relu: bool,
+    streaming: bool,
+    dx: Native,
+) -> None:
+    """dx of weighted values, from the sums over each channel."""
+    own = w[block[0] * shape[2] : block[1] * shape[2]]
+    for c in range(block[2], block[3]):
+        runs, line, u, o = (
+            _runs(shape, block, c),
+            _line(coefficients, c),
+            coefficients[SLOPE, c],
+            coefficients[OFFSET, c],
+        )
+        weighted_loops.plane_gradient(dy, x, own, runs, line, u, o, relu, streaming, dx)
 
 
 # ---- both passes over the channels of one block of all samples
@@ -220,3 +258,24 @@ class Planes(Layout):
     def place(self, i: int) -> tuple[Shape, Block]:
         """Where block i lies, as the loops take it."""
         return self.shape, self.blocks[i]
+
+    def weighted_moments(self, x: Native, w: Native) -> Moments:
+        """Of each part of the samples about its own mean, then merged by weights."""
+        parts, each = np.zeros((self.parts, 2, self.channels)), len(self.blocks) // self.parts
+        weights = np.zeros(len(self.blocks))
+
+        def task(i: int) -> None:
+            weights[i] = weighted_moments(x, w, self.shape, self.blocks[i], parts[i // each])
+
+        workers.run(task, len(self.blocks))
+        return self.merge_weighted(weights[::each], parts, x.dtype)
+
+    def weighted_gradient(self, dy: Native, x: Native, w: Native, coefficients: Native, relu: bool) -> Native:
+        """dx, from the sums over each channel."""
+        dx, streaming = memory.empty_like(x), self.streaming(3 * x.nbytes)
+
+        def task(i: int) -> None:
+            weighted_gradient(dy, x, w, self.shape, self.blocks[i], coefficients, relu, streaming, dx)
+
+        workers.run(task, len(self.blocks), backwards=True)
+        return dx
