@@ -6,6 +6,10 @@ from . import data, layers, optimizers
 from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
+from .exchange.folding import fold
+from .exchange.from_onnx import from_onnx
+from .exchange.from_torch import from_torch
+from .exchange.to_torch import to_torch
 from .fully_connected import mlp
 from .functional import (
     Gradients,
@@ -72,6 +76,9 @@ __all__ = [
     "data",
     "evaluate",
     "fit",
+    "fold",
+    "from_onnx",
+    "from_torch",
     "like",
     "linear",
     "linear_backward",
@@ -89,6 +96,7 @@ __all__ = [
     "save",
     "softmax_cross_entropy",
     "statistics_gap",
+    "to_torch",
     "train_step",
 ]
 __all__ += activations.__all__

@@ -701,6 +701,12 @@ def test_matmul_and_sigmoid(fast, dtype):
     np.testing.assert_allclose(fast.matmul(a, b), a @ b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(fast.matmul(b.T, a.T), (a @ b).T, rtol=1e-5, atol=1e-5)
     assert fast.matmul(a, b).dtype == dtype
+    mixed = fast.matmul(a, b.astype(np.float16))
+    assert mixed.dtype == dtype
+    np.testing.assert_allclose(mixed, a @ b.astype(np.float16), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fast.matmul(a, b[:, 0]), a @ b[:, 0], rtol=1e-5, atol=1e-5)
+    stack = np.stack([a, -a])
+    np.testing.assert_allclose(fast.matmul(stack, b), stack @ b, rtol=1e-5, atol=1e-5)
     x = np.concatenate([[-1000, -100, -20, -0.0, 0.0, 20, 1000, np.inf, -np.inf, np.nan], 8 * a.reshape(-1)])
     x = x.astype(dtype)
     y = fast.sigmoid(x)

@@ -39,6 +39,7 @@ def examples():
         bn.RunningStats.init(2, like=y).update(residuals),
         bn.Linear(2, 3, scale=0.5),
         bn.BatchNorm(3, "relu", momentum=None),
+        bn.DynamicTanh(3, alpha=0.8),
         bn.Activation("tanh"),
         bn.Standardize(2),
         bn.Dropout(0.1),

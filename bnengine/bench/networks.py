@@ -115,7 +115,7 @@ class Case:
             found[-1] |= params[key]
         return found
 
-    def redrawn(self) -> Case:
+    def redraw(self) -> Case:
         """The same on other data.
 
         Where a value lies within rounding of ReLU's corner, the losses of right steps part for good, as they now and
@@ -126,7 +126,7 @@ class Case:
     @functools.cached_property
     def truth(self) -> list[float]:
         """Losses of the first steps in float64."""
-        step = Written(self, np.float64)
+        step = NumpyStep(self, np.float64)
         x, labels = self.batches[0]
         return [float(step(x.astype(np.float64), labels)) for _ in range(CHECKED)]
 
@@ -153,13 +153,13 @@ class Case:
         return Contender(family, call, error, TOLERANCE, variant, prepare)
 
 
-class Written:
+class NumpyStep:
     """A step as people write it in NumPy. In float64 it is what the others are checked against."""
 
     def __init__(self, case: Case, dtype: Any) -> None:
         self.network = case.network
         self.layers = [{name: a.astype(dtype) for name, a in layer.items()} for layer in case.layers()]
-        self.running = [{"mean": np.zeros_like(p["gamma"]), "var": np.ones_like(p["gamma"])} for p in self._normalized]
+        self.running = [{"mean": np.zeros_like(p["gamma"]), "var": np.ones_like(p["gamma"])} for p in self._with_norm]
         self.first, self.second = (
             [{name: np.zeros_like(a) for name, a in layer.items()} for layer in self.layers] for _ in range(2)
         )
@@ -168,7 +168,7 @@ class Written:
         self.standardize = (inputs, inputs + 1) if self.network.as_trained else None
 
     @property
-    def _normalized(self) -> list[dict[str, Native]]:
+    def _with_norm(self) -> list[dict[str, Native]]:
         return self.layers[:-1] if self.network.norm else []
 
     def __call__(self, x: Native, labels: Native) -> Any:

@@ -93,7 +93,7 @@ def torch_eager(case: Case) -> Iterator[Contender]:
             yield case.contender(PYTORCH, torch_step(case, fused=fused), variant, prepare, torch.from_numpy)
 
 
-def torch_compiled(case: Case) -> Iterator[Contender]:
+def torch_compile(case: Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
@@ -117,7 +117,7 @@ def jax_jit(case: Case) -> Iterator[Contender]:
     """JAX with the whole step compiled: written as its users would, and as ours."""
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
-        yield case.contender(JAX, holding(step, kept), variant, asarray=place.asarray)
+        yield case.contender(JAX, feed_back(step, kept), variant, asarray=place.asarray)
 
 
 def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
@@ -137,7 +137,7 @@ def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     yield "of bn.train_step", own, (params, state, jax.tree.map(place.xp.asarray, optimizer.init(params)))
 
 
-def holding(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
+def feed_back(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
     """The step, with what it returns given to it again; waits until the loss and the parameters are there."""
     import jax
 

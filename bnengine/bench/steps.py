@@ -13,7 +13,7 @@ from .._typing import Native
 from ..training.compiled import compiled
 from ..training.step import train_step
 from . import peers
-from .networks import TOLERANCE, Case, Network, Step, Written
+from .networks import TOLERANCE, Case, Network, NumpyStep, Step
 from .settings import blas_variants, each_blas_count
 from .timing import JAX, NUMPY, OURS, PRODUCTS, PYTORCH, RECORDED, WITHOUT_NUMBA, Builder, Contender
 
@@ -81,7 +81,7 @@ def _products(case: Case) -> Iterator[Contender]:
 
 
 def _numpy(case: Case) -> Iterator[Contender]:
-    return each_blas_count(case, NUMPY, lambda: Written(case, case.dtype), kernels.FAST["numpy"])
+    return each_blas_count(case, NUMPY, lambda: NumpyStep(case, case.dtype), kernels.FAST["numpy"])
 
 
 def builders(network: Network) -> dict[str, Builder]:
@@ -95,4 +95,4 @@ def builders(network: Network) -> dict[str, Builder]:
         PYTORCH: peers.torch_eager,
         JAX: peers.jax_jit,
     }
-    return found | ({"torch.compile": peers.torch_compiled} if network.norm else {"scikit-learn": peers.scikit_learn})
+    return found | ({"torch.compile": peers.torch_compile} if network.norm else {"scikit-learn": peers.scikit_learn})

@@ -16,6 +16,7 @@ from .timing import (
     PYTORCH,
     RECORDED,
     REFERENCE,
+    WEIGHTED,
     WITHOUT_NUMBA,
     best,
     speed,
@@ -27,6 +28,7 @@ COLUMNS = {
     NUMPY: "NumPy",
     REFERENCE: "reference",
     WITHOUT_NUMBA: "no Numba",
+    WEIGHTED: "weighted",
 }
 """After PyTorch, and their headings."""
 GPU_COLUMNS = {
@@ -151,7 +153,7 @@ def gpu_step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
 def closing(record: Record) -> Iterator[str]:
     """Geometric means, and what was not measured."""
     for mean in record["summary"]:
-        if mean["cases"] > 1 and (_told_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
+        if mean["cases"] > 1 and (_shows_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
             yield (
                 f"{mean['group']}: {mean['family']} is {mean['geometric_mean']:.2f} times as fast as {mean['over']} "
                 f"(geometric mean of {mean['cases']}, lowest {mean['lowest']:.2f})"
@@ -162,7 +164,7 @@ def closing(record: Record) -> Iterator[str]:
     yield f"{record['seconds']:.0f} s, load {record['load']['end']}, seed {record['seed']}"
 
 
-def _told_on_gpu(mean: Mean) -> bool:
+def _shows_on_gpu(mean: Mean) -> bool:
     return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_COLUMNS
 
 

@@ -98,8 +98,11 @@ def train_step(
     """
     instance("net", net, Sequential, "a Sequential")
     check_optimizer(optimizer)
-    if not isinstance(opt_state, dict) or "step" not in opt_state:
-        raise TypeError(f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}")
+    instance("opt_state", opt_state, dict, "a dict such as optimizer.init gives")
+    if "step" not in opt_state:
+        raise ValueError(
+            f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}"
+        )
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows), weights)
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:

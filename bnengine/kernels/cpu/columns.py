@@ -92,8 +92,9 @@ class Columns(Layout):
         ranges, dx, streaming = self.row_ranges(), memory.empty_like(x), self.streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
-            how = self.channels, self.length, coefficients, relu, streaming
-            weighted_loops.column_gradient(dy, x, w, *ranges[i], *how, dx)
+            weighted_loops.column_gradient(
+                dy, x, w, *ranges[i], self.channels, self.length, coefficients, relu, streaming, dx
+            )
 
         workers.run(task, len(ranges), backwards=True)
         return dx
