@@ -42,6 +42,7 @@ from .functional.activations import *  # so that a new one is named in its file 
 from .layers import *
 from .networks import Residual, Sequential
 from .optimizers import Optimizer
+from .training.compiled import Compiled, compiled
 from .training.evaluation import evaluate, predict
 from .training.fitted import Fitted, NonFiniteError, average_params
 from .training.fitting import Settings, fit
@@ -51,6 +52,7 @@ from .training.step import train_step
 __all__ = [
     "Backend",
     "CheckpointError",
+    "Compiled",
     "Context",
     "Draws",
     "Fitted",
@@ -75,6 +77,7 @@ __all__ = [
     "batch_norm_double_backward",
     "batch_renorm",
     "binary_cross_entropy",
+    "compiled",
     "data",
     "evaluate",
     "fit",

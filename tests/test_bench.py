@@ -244,6 +244,7 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
 SMALL = (
     networks.Network((12, 9, 8, 5), 16),
     networks.Network((12, 9, 5), 10, "sigmoid", "sgd"),
+    networks.Network((12, 9, 5), 10, as_trained=True),
     networks.Network((12, 9, 5), 10, "relu", "adam", norm=False),
 )
 QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
@@ -282,10 +283,11 @@ def test_a_step_that_forgets_a_gradient_is_seen(part):
 
 def test_steps_are_compared_and_their_page_faults_counted(monkeypatch, capsys):
     monkeypatch.setattr(networks, "FIXED", SMALL[:1])
-    names = "bnengine,bnengine without numba,matrix products,numpy"
+    names = "bnengine,bnengine compiled,bnengine without numba,matrix products,numpy"
     status, out, _ = run(capsys, *QUICK_STEPS, names, "--out", "record.json")
     assert status == 0
     assert "bnengine takes " in out
+    assert "bnengine compiled takes " in out
     record = json.loads(Path("record.json").read_text())
     assert {row["family"].lower() for row in record["rows"]} == set(names.split(","))
     assert {row["case"] for row in record["rows"]} == {SMALL[0].name}

@@ -51,6 +51,7 @@ def examples():
         NET,
         optimizers.adam(COSINE, clip=1.0),
         trained,
+        bn.compiled(NET, optimizers.sgd(0.1), seed=3),
         bn.NonFiniteError("loss: not finite", trained),
         COSINE,
         optimizers.step_decay(0.1, at=[3, 5]),

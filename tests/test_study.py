@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -144,15 +145,23 @@ def test_a_trial_that_diverges_stops_and_counts_as_guessing(problem):
     assert np.isfinite(curve["loss"]).all()
 
 
-def test_a_trial_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
-    step, losses = trial.train_step, iter([*[None] * 15, np.float32(np.nan)])
+def wrap_steps(monkeypatch, wrapper):
+    """wrapper(step, *arguments) in the place of each trial's step."""
+    compiled = trial.compiled
+    monkeypatch.setattr(
+        trial, "compiled", lambda *given, **options: functools.partial(wrapper, compiled(*given, **options))
+    )
 
-    def breaking(*arguments):
+
+def test_a_trial_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
+    losses = iter([*[None] * 15, np.float32(np.nan)])
+
+    def breaking(step, *arguments):
         *rest, loss = step(*arguments)
         broken = next(losses)
         return *rest, loss if broken is None else broken
 
-    monkeypatch.setattr(trial, "train_step", breaking)
+    wrap_steps(monkeypatch, breaking)
     row, curve = trial.train(tiny(norm="batch", learning_rate=0.3), problem, 0.3)
     assert curve["step"] == [11, 15]
     assert max(curve["test_accuracy"]) > 0.5
@@ -166,13 +175,14 @@ def test_a_trial_repeats_with_its_seed_and_not_with_another(problem):
 
 
 def test_the_redundant_bias_is_there_and_changes_nothing(problem, monkeypatch):
-    step, drawn = trial.train_step, []
+    drawn = []
 
-    def watched(net, optimizer, params, *rest):
-        drawn.append(params["0"].get("bias"))
-        return step(net, optimizer, params, *rest)
+    def watched(step, params, *rest):
+        bias = params["0"].get("bias")
+        drawn.append(bias if bias is None else bias.copy())
+        return step(params, *rest)
 
-    monkeypatch.setattr(trial, "train_step", watched)
+    wrap_steps(monkeypatch, watched)
     ours, other = (
         trial.train(tiny(norm="batch", dtype="float64", bias=bias), problem, 0.8)[1] for bias in ("with", "without")
     )

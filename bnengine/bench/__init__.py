@@ -21,7 +21,20 @@ from . import networks, normalization, pictures, scaling, settings, steps, table
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, draw_shapes
 from .records import Mean, Record, Row, Speed
-from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric_mean, measure, shorten, time_is_over
+from .timing import (
+    COPY,
+    FAILED,
+    OURS,
+    RECORDED,
+    WRONG,
+    Builder,
+    Case,
+    Outcome,
+    geometric_mean,
+    measure,
+    shorten,
+    time_is_over,
+)
 
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
@@ -129,7 +142,7 @@ class Options(_Options):
 
     def wants(self, family: str) -> bool:
         """Whether a contender was asked for. bnengine always is, and the copy, which the limit is taken from."""
-        if self.contenders is None or family in (OURS, COPY):
+        if self.contenders is None or family in (OURS, RECORDED, COPY):
             return True
         return family.lower() in _names(self.contenders)
 

@@ -14,6 +14,7 @@ from .timing import (
     PORTABLE,
     PRODUCTS,
     PYTORCH,
+    RECORDED,
     REFERENCE,
     WEIGHTED,
     WITHOUT_NUMBA,
@@ -76,7 +77,7 @@ def step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
     """One network: each family's fastest variant, its time, our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
     yield f"{'':<44}{'time':>9}{OVER_IT:>41}{'page faults':>13}"
-    ours = best(rows, OURS)
+    ours, compiled = best(rows, OURS), best(rows, RECORDED)
     for family in dict.fromkeys(row["family"] for row in rows):
         row = best(rows, family)
         if row is not None:
@@ -84,8 +85,10 @@ def step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
             faults = "-" if row["page_faults"] is None else f"{row['page_faults']:.1f}"
             time = seconds(row["seconds"]["median"])
             yield f"{row['contender']:<44}{time:>9}{_ratio(over, spread=True):>41}{faults:>13}"
-    if ours and PRODUCTS in ours["speed_over"]:
-        yield f"bnengine takes {1 / ours['speed_over'][PRODUCTS]['median']:.2f} times as long as its matrix products"
+    for row in filter(None, (ours, compiled)):
+        if PRODUCTS in row["speed_over"]:
+            long = 1 / row["speed_over"][PRODUCTS]["median"]
+            yield f"{row['family']} takes {long:.2f} times as long as its matrix products"
 
 
 def scaling_head(repeats: int) -> str:

@@ -27,6 +27,7 @@ FAULT_CALLS = 20
 """Calls over which page faults are counted."""
 
 OURS, WITHOUT_NUMBA, WEIGHTED = "bnengine", "bnengine without Numba", "bnengine with weights"
+RECORDED = "bnengine compiled"
 COPY, PRODUCTS = "copy", "matrix products"
 NUMPY, PYTORCH, OPERATORS, COMPILED, JAX = "NumPy", "PyTorch", "PyTorch operators", "torch.compile", "jax.jit"
 REFERENCE, PORTABLE = "bnengine reference", "bnengine portable"

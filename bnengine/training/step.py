@@ -17,6 +17,7 @@ from ..functional import Loss, loss_function, loss_sum
 from ..functional.losses import LossName
 from ..networks import Sequential
 from ..optimizers import Optimizer, OptimizerLike
+from ..recording import again, made
 
 
 def train_step(
@@ -142,12 +143,12 @@ def _loss(loss: LossName | Loss, output: Array, targets: Array, weights: Array |
     given = () if weights is None else (weights,)
     if callable(loss):
         try:
-            return loss(output, targets, *given)
+            return again(loss, output, targets, *given)
         except TypeError as error:
             called = "loss(outputs, targets, weights)" if given else "loss(outputs, targets)"
             raise TypeError(f"loss: called as {called}, it failed: {error}") from error
     try:
-        return loss_function(loss)(output, targets, *given)
+        return made(loss_function(loss), output, targets, *given)
     except (TypeError, ValueError) as error:
         if "weights:" in str(error):
             raise
