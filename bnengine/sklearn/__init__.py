@@ -5,9 +5,9 @@ and what else the engine has. scikit-learn is imported here and nowhere above.
 """
 
 try:
-    from sklearn.utils.validation import validate_data as validate_data  # of 1.6
+    from sklearn.utils.validation import validate_data as validate_data  # not in what is too old
 except ImportError as error:
-    raise ImportError("bnengine.sklearn needs scikit-learn 1.6 or newer; install the extra sklearn") from error
+    raise ImportError("bnengine.sklearn needs scikit-learn 1.7 or newer; install the extra sklearn") from error
 
 from .classifier import MLPClassifier as MLPClassifier
 from .regressor import MLPRegressor as MLPRegressor

@@ -15,6 +15,7 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.multiclass import check_classification_targets, type_of_target, unique_labels
 
 from .._typing import Array
+from ..arguments import shown
 from ..backends import as_numpy
 from ..functional import sigmoid
 from .base import MultilayerPerceptron
@@ -189,9 +190,15 @@ class MLPClassifier(ClassifierMixin, MultilayerPerceptron):
         if self._multilabel:
             return None
         numbers, counts = np.unique(targets, return_counts=True)
+        labels = self.classes_[numbers.astype(int)]
+        if self.n_outputs_ == 1 and counts.min() < 2:
+            few = shown(labels[[counts.argmin()]].tolist()[0])
+            raise ValueError(
+                f"early_stopping: expected at least 2 rows of each class, to hold some out, got 1 of {few}"
+            )
         held = int(np.ceil(self.validation_fraction * len(targets)))
-        scarce = self.n_outputs_ > 1 and (counts.min() < 2 or min(held, len(targets) - held) < len(numbers))
-        return None if scarce else self.classes_[np.ravel(targets).astype(int)]
+        scarce = counts.min() < 2 or min(held, len(targets) - held) < len(numbers)
+        return None if scarce and self.n_outputs_ > 1 else np.ravel(targets)
 
     def _link(self, outputs: Array) -> Array:
         if self.out_activation_ == "logistic":

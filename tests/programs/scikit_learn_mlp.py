@@ -21,7 +21,7 @@ CANNOT = {
     "test_gradient": "calls a private method with arguments of its own; test_sklearn.py compares whole trainings",
     "test_alpha": "compares sums of weights of one seed, whose second layer starts small here; of seeds 1 to 5 four pass",
     "test_lbfgs_regression_maxfun": "wants 10 evaluations to be too few for a linear network, which has converged here",
-    "test_early_stopping_stratified": "wants the class in the message to be 'True', where ours is the label that y has",
+    "test_early_stopping_stratified": "wants scikit-learn's words for a class of one row, where ours name the argument and the label",
 }
 """Tests that cannot pass, and why."""
 
