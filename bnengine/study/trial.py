@@ -166,13 +166,13 @@ def _steps(trial: Trial, problem: Problem, curve: Curve) -> Iterator[tuple[int, 
         rows = next(_batches(trial, len(problem.x)))
         curve.update(geometry.by_layer(net, params, state, backend.asarray(problem.x[rows])))
     opt_state = optimizer.init(params)
-    at, step = set(looks(trial.steps)), compiled(net, optimizer, backend=backend)
+    at, train = set(looks(trial.steps)), compiled(net, optimizer, backend=backend)
     parts = {"test": (problem.x_test, problem.y_test), "validation": (problem.x_validation, problem.y_validation)}
     parts = {name: (x.astype(trial.dtype, copy=False), labels) for name, (x, labels) in parts.items()}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some trials diverge: that is a result
         for step, rows in enumerate(itertools.islice(_batches(trial, len(problem.x)), trial.steps), 1):
             x, labels = backend.asarray(problem.x[rows]), backend.asarray(problem.y[rows])
-            params, state, opt_state, loss = step(params, state, opt_state, x, labels)
+            params, state, opt_state, loss = train(params, state, opt_state, x, labels)
             seen: dict[str, Any] = {}
             if step in at:
                 some = slice(None if step == trial.steps else LOOKED)
