@@ -155,6 +155,9 @@ class Recorder:
         """Results of a function: noted by its calls where these tell all, else as a whole."""
         if any(type(a) is Changing for a in arguments):
             return self._whole(function, arguments, _with_memory(self._apart(function, arguments), self.knows))
+        for a in flat(arguments):
+            if refusal := self._refusal(function, a):
+                raise UnrecordableError(refusal)
         entries, learned, foreign, self._foreign = len(self.entries), len(self._learned), self._foreign, ""
         results = function(*arguments)
         told = not self._foreign and all(

@@ -102,6 +102,7 @@ def test_every_activation(name):
         bn.mlp(SIZES, dropout=0.1, residual=True),
         NET.with_norms(momentum=None),
         NET.with_norms(statistics="running"),
+        NET.with_norms(statistics="virtual:8"),
         bn.Sequential((bn.Linear(20, 5),)),
     ],
     ids=str,
@@ -207,6 +208,17 @@ def test_targets_that_are_no_class_raise_nothing_and_others_do():
         for _ in range(2):  # the second time it would be recorded
             with pytest.raises(ValueError, match="targets"):
                 step(*now, x, wrong)
+
+
+@pytest.mark.parametrize("net", [NET, bn.mlp(SIZES, norm=None)], ids=["norm", "none"])
+def test_weights_of_rows(net):
+    """Now and then, and some that are zero: what they sum to is a number, which no recording may keep."""
+    weights = np.random.default_rng(5).integers(0, 4, (40, 32)).astype(np.float32)
+    rows = [(*batch, w) if i % 3 else batch for i, (batch, w) in enumerate(zip(batches(40), weights, strict=True))]
+    compare(net, rows=rows)
+    step = compare(net, rows=[(*batch, w) for batch, w in zip(batches(9), weights, strict=False)])
+    assert not step.recorded
+    assert "weights" in step.why_not
 
 
 # ---- trees

@@ -59,7 +59,7 @@ def compiled(
     Compiled
         `step(params, state, opt_state, x, targets, weights=None)` gives what `train_step` gives. All three trees are *donated*, the
         state too: what is returned stands in the same memory each time. `step.recorded` says whether steps are
-        replayed, `step.why_not` why they are not.
+        replayed, `step.why_not` why they are not. Steps with weights of rows are those of `train_step`.
 
     Raises
     ------
@@ -124,6 +124,9 @@ class Compiled:
         step: Step = self._step  # type: ignore[attr-defined]
         if weights is None:
             return step(params, state, opt_state, x, targets)
+        if isinstance(step, Recorded):  # what rows weigh together is a number, of each batch another
+            step.why_not = step.why_not and "steps with weights of rows are not recorded"
+            step = step.step
         return step(params, state, opt_state, x, targets, weights)
 
     @property

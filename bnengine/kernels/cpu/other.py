@@ -169,9 +169,11 @@ def _mapped(loop: Callable[[Native, Native], None], x: Native) -> Native:
 def blend(
     mean: Native, var: Native, batch_mean: Native, batch_var: Native, weight: float, unbiased: float
 ) -> tuple[Native, Native]:
-    """In one pass, where all four lie alike in one dtype."""
+    """In one pass, where all four lie alike in one dtype and the factors are numbers."""
     given = mean, var, batch_mean, batch_var
-    if not all(a.dtype == mean.dtype and _fits(a) for a in given):
+    # A factor that is an array follows from weights of rows: it changes, and must not become a constant.
+    plain_numbers = type(weight) in (int, float) and type(unbiased) in (int, float)
+    if not plain_numbers or not all(a.dtype == mean.dtype and _fits(a) for a in given):
         return reference.blend(*given, weight, unbiased)
     new_mean, new_var = np.empty_like(mean), np.empty_like(var)
     weights = constant(np.asarray((weight, unbiased), mean.dtype))
