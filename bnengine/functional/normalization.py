@@ -284,8 +284,9 @@ def normalize(
     array([[1., 0.]])
     """
     axis = checks.features(x, axis)
-    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
-    y: Array = select(x).normalize(x, m, affine, axis)
+    kernels = select(x)
+    m, affine = _given(kernels, x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
+    y: Array = kernels.normalize(x, m, affine, axis)
     return y
 
 
@@ -337,8 +338,8 @@ def normalize_backward(
     """
     axis = checks.features(x, axis)
     checks.same_shape("dy", dy, x)
-    m, affine = _given(x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
+    m, affine = _given(kernels, x, mean, var, axis), _affine(x, gamma, beta, axis, eps, activation)
     sums = kernels.gradient_sums(dy, x, m, affine, axis)
     dx = kernels.given_gradient(dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
@@ -356,14 +357,13 @@ def _version(x: Any) -> int | None:
     return version
 
 
-def _given(x: Array, mean: Array, var: Array, axis: int) -> Moments:
-    """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
-    xp, dtype = array_namespace(x), reference.statistics_dtype(x)
+def _given(kernels: Any, x: Array, mean: Array, var: Array, axis: int) -> Moments:
+    """Given statistics as moments, checked."""
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
-    rounded = xp.astype(m, dtype)
-    return Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
+    moments: Moments = kernels.given(m, v, x)
+    return moments
 
 
 def _affine(
