@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from .._typing import AllReduce, Array
+from .._typing import AllReduce, Array, Native
 from ..kernels import reference
 from ..kernels.reference import Moments
 from . import checks
@@ -32,7 +32,8 @@ def moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduce
     parts = xp.asarray([count >> 12, count & 0xFFF], dtype=wide, device=place)  # float32 is exact to 2^24 only
     total = all_reduce(xp.concat([own * count, (var + own * own) * count, parts]))
     checks.floating("all_reduce", total)
-    n = int(total[-2]) * 4096 + int(total[-1])
+    high, low = _on_host(total[-2:])
+    n = high * 4096 + low
     refuse_too_few(n, x, " over all ranks")
     mean_all, square = total[:channels] / n, total[channels : 2 * channels] / n
     var_all, rest = square - mean_all * mean_all, xp.zeros_like(square)
@@ -44,6 +45,12 @@ def moments_over_ranks(kernels: Any, x: Array, axis: int, count: int, all_reduce
     rounded = xp.astype(mean_all, dtype)
     remainder = xp.astype((mean_all - xp.astype(rounded, wide)) + rest, dtype)
     return Moments(rounded, remainder, xp.astype(var_all, dtype)), n
+
+
+def _on_host(counts: Native) -> list[int]:
+    """Both with one wait for the device, where the library copies an array in one go."""
+    values = counts.tolist() if hasattr(counts, "tolist") else [counts[0], counts[1]]
+    return [int(value) for value in values]
 
 
 def refuse_too_few(count: int, x: Array, where: str = "") -> None:
