@@ -129,6 +129,11 @@ def blend(
 # ---- the network's other hot operations
 
 
+def matmul(a: Native, b: Native) -> Native:
+    """a @ b, without asking for a namespace."""
+    return a @ b
+
+
 @device.on_device
 def sigmoid(x: Native) -> Native:
     """In one launch."""
