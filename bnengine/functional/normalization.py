@@ -6,11 +6,11 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .._typing import AllReduce, Array, DType, FusedActivation, Implementation
+from .._typing import AllReduce, Array, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import reference, select
 from ..kernels.reference import Affine
-from ..recording import constant, made
+from ..recording import made
 from . import checks
 from .moments import Moments
 from .ranks import batch_statistics, refuse_too_few
@@ -254,8 +254,9 @@ def normalize(
     array([[1., 0.]])
     """
     axis = checks.features(x, axis)
-    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
-    y: Array = made(select(x).normalize, x, m, affine, axis)
+    kernels = select(x)
+    m, affine = _given(kernels, x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
+    y: Array = made(kernels.normalize, x, m, affine, axis)
     return y
 
 
@@ -307,30 +308,20 @@ def normalize_backward(
     """
     axis = checks.features(x, axis)
     checks.same_shape("dy", dy, x)
-    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
+    m, affine = _given(kernels, x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     sums = made(kernels.gradient_sums, dy, x, m, affine, axis)
     dx = made(kernels.given_gradient, dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
-def _given(x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
-    """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
-    xp, dtype = array_namespace(x), reference.statistics_dtype(x)
+def _given(kernels: Any, x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
+    """Given statistics as moments, checked."""
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
-    if m.dtype == dtype == v.dtype:
-        return reference.Moments(m, constant(xp.zeros_like(m)), v)
-    return made(_split, m, v, dtype)
-
-
-def _split(mean: Array, var: Array, dtype: DType) -> reference.Moments:
-    """Statistics in the statistics dtype, and what that loses of the mean."""
-    xp = array_namespace(mean)
-    rounded = xp.astype(mean, dtype)
-    rest = xp.astype(mean - xp.astype(rounded, mean.dtype), dtype)
-    return reference.Moments(rounded, rest, xp.astype(var, dtype))
+    moments: reference.Moments = kernels.given(m, v, x)
+    return moments
 
 
 def affine_of(

@@ -7,10 +7,10 @@ import functools
 import numpy as np
 
 from .._typing import Native
-from ..recording import call
+from ..recording import call, constant, made
 from . import memory, reference, views
 from .reference import Affine, Moments
-from .views import FLOAT64, View, supports  # noqa: F401  # supports is for the seam
+from .views import FLOAT32, FLOAT64, View, supports  # noqa: F401  # supports is for the seam
 
 ROWS = 32  # summed in the dtype of x: after an outlier of 1e6 more of them would cost digits
 RUN = 256  # values beside each other summed so: the squares of 256 values of 1e18 still fit in float32
@@ -46,6 +46,14 @@ def input_gradient(
     """dx from dy, its sums and x - mean."""
     one = _Pass(x, moments, affine, axis)
     return one.input_gradient(one.masked(dy), sums, count)
+
+
+def given(mean: Native, var: Native, x: Native) -> Moments:
+    """As they are, without a remainder, where they are of the statistics dtype."""
+    if mean.dtype == var.dtype == (FLOAT64 if x.dtype == FLOAT64 else FLOAT32):
+        return Moments(mean, constant(np.zeros_like(mean)), var)
+    moments: Moments = made(reference.given, mean, var, x)
+    return moments
 
 
 def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:

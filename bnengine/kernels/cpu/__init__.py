@@ -82,7 +82,7 @@ def backward(
     return view.restored(dx), (sums[0], sums[1])
 
 
-given_gradient = plain.given_gradient
+given, given_gradient = plain.given, plain.given_gradient
 blend = other.blend
 
 

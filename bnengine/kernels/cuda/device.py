@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 
 from ..._typing import Native
+from ..reference import Moments
 from .sources import KERNELS, RAW, Reduction, preamble
 
 __all__ = ["cupy", "kernel", "on_device", "raw"]
@@ -37,6 +38,12 @@ name_of: Callable[[Any], str] = functools.cache(operator.attrgetter("name"))
 def statistics_dtype(x: Native) -> np.dtype[Any]:
     """float64 for float64, else float32: the reference's, without asking for a namespace."""
     return FLOAT64 if x.dtype == FLOAT64 else FLOAT32
+
+
+class Given(Moments):
+    """Statistics without a remainder: any array stands in its place, and no kernel reads it."""
+
+    __slots__ = ()
 
 
 def on_device(function: Callable[P, R]) -> Callable[P, R]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ..._typing import Native
 from ..reference import Affine, Moments
 from . import device, plans
-from .device import FLOAT32
+from .device import FLOAT32, Given
 from .layout import Dense
 from .plans import Chip, Plan
 
@@ -74,7 +74,7 @@ def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, 
         sums = gradient_sums(dy, x, m, affine)
         return input_gradient(dy, x, m, sums, x.values, affine), sums
     dx, sums = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype), _pair(x)
-    launch((dy, x.flat, dx, *sums, *_channel(m, affine)), _options(x.values, affine))
+    launch((dy, x.flat, dx, *sums, *_channel(m, affine)), _options(x.values, affine, m))
     return x.restored(dx), sums
 
 
@@ -91,7 +91,7 @@ def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Nat
     launch, sums = _prepared("split_sums", x, 0, x.flat, dy), _pair(x)
     shares = device.cupy.empty((launch.plan.parts, 2, x.channels), dtype=device.cupy.float32)
     arrays = (dy, x.flat, shares, _tickets(launch.plan), *sums, *_channel(m, affine))
-    launch(arrays, _options(x.values, affine))
+    launch(arrays, _options(x.values, affine, m))
     return sums
 
 
@@ -99,7 +99,7 @@ def normalize(x: Dense, m: Moments, affine: Affine) -> Native:
     """y in one launch."""
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     launch = _prepared("pass_forward", x, 0, x.flat)
-    launch((x.flat, y, *_channel(m, affine)), _options(x.values, affine))
+    launch((x.flat, y, *_channel(m, affine)), _options(x.values, affine, m))
     return x.restored(y)
 
 
@@ -110,7 +110,7 @@ def input_gradient(
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     arrays = (dy, x.flat, dx, *(sums or m[:2]), *_channel(m, affine))
     launch = _prepared("pass_backward", x, 0, x.flat, dy)
-    launch(arrays, _options(count, affine, sums is None))
+    launch(arrays, _options(count, affine, m, sums is None))
     return x.restored(dx)
 
 
@@ -118,9 +118,11 @@ def warmup(dtype: str, itemsize: int, chip: Chip) -> None:
     """Compile what `plans` can choose for a dtype."""
     splits = ("split_moments", "split_sums", "pass_forward", "pass_backward")
     kinds = [(name, plans.SPLIT_THREADS, 1) for name in splits]
-    kinds += [(name, plans.HELD_THREADS, n) for name in ("held_forward", "held_backward") for n in chip.clusters]
+    held = ("held_forward", "held_backward")
+    kinds += list(itertools.product(held, plans.HELD_THREADS, chip.clusters))
     for (name, threads, cluster), vector, rows in itertools.product(kinds, plans.widths(itemsize), (False, True)):
-        _kernel(name, dtype, vector, rows, threads, cluster).compile()
+        if not (name in held and threads == plans.HELD_THREADS[0] and plans.many(rows, itemsize, vector)):
+            _kernel(name, dtype, vector, rows, threads, cluster).compile()
 
 
 # ---- launches
@@ -167,9 +169,9 @@ def _kernel(name: str, dtype: str, vector: int, rows: bool, threads: int, cluste
     return device.raw(name, (("T", dtype),), **compiled_in)
 
 
-def _options(count: int, affine: Affine, given: bool = False) -> Any:
+def _options(count: int, affine: Affine, m: Moments | None = None, given: bool = False) -> Any:
     gamma, beta, eps, relu = affine
-    return plans.options(count, eps, gamma is not None, beta is not None, relu, given)
+    return plans.options(count, eps, gamma is not None, beta is not None, relu, given, not isinstance(m, Given))
 
 
 def _moments(x: Dense) -> Moments:
