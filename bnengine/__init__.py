@@ -18,12 +18,14 @@ from .functional import (
     Residuals,
     RunningStats,
     SecondGradients,
+    absolute_error,
     activations,
     batch_norm,
     batch_norm_backward,
     batch_norm_double_backward,
     batch_renorm,
     binary_cross_entropy,
+    huber,
     like,
     linear,
     linear_backward,
@@ -32,12 +34,15 @@ from .functional import (
     moments,
     normalize,
     normalize_backward,
+    poisson,
+    quantile,
     softmax_cross_entropy,
 )
 from .functional.activations import *  # so that a new one is named in its file alone
 from .layers import *
 from .networks import Residual, Sequential
 from .optimizers import Optimizer
+from .training.compiled import Compiled, compiled
 from .training.evaluation import evaluate, predict
 from .training.fitted import Fitted, NonFiniteError, average_params
 from .training.fitting import Settings, fit
@@ -47,6 +52,7 @@ from .training.step import train_step
 __all__ = [
     "Backend",
     "CheckpointError",
+    "Compiled",
     "Context",
     "Draws",
     "Fitted",
@@ -62,6 +68,7 @@ __all__ = [
     "SecondGradients",
     "Sequential",
     "Settings",
+    "absolute_error",
     "adapt",
     "average_params",
     "backend",
@@ -70,12 +77,14 @@ __all__ = [
     "batch_norm_double_backward",
     "batch_renorm",
     "binary_cross_entropy",
+    "compiled",
     "data",
     "evaluate",
     "fit",
     "fold",
     "from_onnx",
     "from_torch",
+    "huber",
     "like",
     "linear",
     "linear_backward",
@@ -87,8 +96,10 @@ __all__ = [
     "normalize",
     "normalize_backward",
     "optimizers",
+    "poisson",
     "precise_statistics",
     "predict",
+    "quantile",
     "recalibrate",
     "save",
     "softmax_cross_entropy",

@@ -219,6 +219,16 @@ def _reading(read: int, size: int) -> None:
     sys.stderr.flush()
 
 
+def _reading_options(given: dict[str, Any]) -> dict[str, Any]:
+    """How evaluate and predict read and where; what is told of it goes to standard error, beside predictions."""
+    from .runs.predict import Listener
+
+    watch = _reading if sys.stderr.isatty() else None
+    listener = Listener(_warn, lambda line: _say(f"bnengine: {line}", sys.stderr), watch)
+    named = {name: given.get(name) for name in ("delimiter", "device")}
+    return {**named, "backend": _backend(given), "listener": listener}
+
+
 def _warn_of(gap: dict[str, Any]) -> None:
     wrong = running_statistics.far_apart(gap)
     if wrong is not None:
@@ -258,13 +268,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     given = vars(options)
     metrics = predict.evaluate_run(
-        options.directory,
-        source=given.get("data"),
-        label=given.get("label"),
-        delimiter=given.get("delimiter"),
-        tell=_warn,
-        backend=_backend(given),
-        device=given.get("device"),
+        options.directory, source=given.get("data"), label=given.get("label"), **_reading_options(given)
     )
     gap, of_each = metrics.pop("running_statistics"), metrics.pop("classes", None)
     confusion = metrics.pop("confusion", None)
@@ -285,14 +289,7 @@ def _predict(options: argparse.Namespace) -> int:
     given = vars(options)
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
-    header, rows = predict.predict_run(
-        options.directory,
-        options.data,
-        delimiter=given.get("delimiter"),
-        backend=_backend(given),
-        device=given.get("device"),
-        tell=_warn,
-    )
+    header, rows = predict.predict_run(options.directory, options.data, **_reading_options(given))
     if "out" not in given:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
         return 0
@@ -359,9 +356,13 @@ def _bench(options: argparse.Namespace) -> int:
     busy = provenance.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
-    record = bench.run(wanted, lambda line: print(line, flush=True))
-    if out is not None:
-        files.write(out, bench.to_json(record))
+
+    def keep(record: dict[str, Any]) -> None:
+        if out is not None:
+            files.write(out, bench.to_json(record))
+
+    record = bench.run(wanted, lambda line: print(line, flush=True), keep)
+    keep(record)
     if plot is not None:
         draw = pictures.fractions if wanted.backend == "cupy" else pictures.speeds
         files.write(plot, draw(record))

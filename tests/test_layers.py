@@ -20,6 +20,8 @@ NETWORKS = {
     "pre leaky": bn.mlp([5, 7, 3], activation="leaky_relu"),
     "post relu": bn.mlp([5, 7, 6, 3], norm_position="post"),
     "none": bn.mlp([5, 7, 3], norm=None),
+    "pre dyt": bn.mlp([5, 7, 6, 3], norm="dyt"),
+    "post dyt": bn.mlp([5, 7, 3], norm="dyt", norm_position="post", activation="tanh"),
     "standardised": bn.mlp([5, 7, 3], standardize=True),
     "logistic": bn.mlp([5, 3]),
     "norm first": bn.Sequential((bn.BatchNorm(5), bn.Linear(5, 3))),
@@ -247,7 +249,7 @@ REFUSED = [
     (lambda: bn.Activation("swish"), "name: expected 'relu', .*, got 'swish'"),
     (lambda: bn.mlp([3]), r"sizes: expected at least inputs and outputs, as in \[64, 10\], got \[3\]"),
     (lambda: bn.mlp(3), "sizes: expected at least inputs and outputs, .*, got 3"),
-    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch' or None, got 'layer'"),
+    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch', 'dyt' or None, got 'layer'"),
     (lambda: bn.mlp([3, 2], norm_position="middle"), "norm_position: expected 'pre' or 'post', got 'middle'"),
     (lambda: from_spec([{"layer": "Conv"}]), "layers: expected Linear, .*, got"),
 ]
@@ -308,7 +310,66 @@ def test_backward_after_inference_is_refused(rng):
         net.backward(params, residuals, y)
 
 
-# ---- dropout, skips, layers and losses of one's own
+# ---- Dynamic Tanh, dropout, skips, layers and losses of one's own
+
+
+def dynamic_tanh_by_complex_steps(dy, x, **params):
+    """Gradients of sum(dy * y) by x and the parameters: those of one element each, exact to rounding."""
+
+    def value(x, alpha, gamma, beta):
+        return np.sum(dy * (gamma * np.tanh(alpha * x) + beta))
+
+    found = {}
+    for name, given in {"x": x, **params}.items():
+        found[name] = np.zeros(given.shape)
+        for place in np.ndindex(given.shape):
+            ahead = given.astype(complex)
+            ahead[place] += 1e-30j
+            found[name][place] = value(**{"x": x, **params, name: ahead}).imag / 1e-30
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dynamic_tanh_and_its_gradients(library, rng, dtype):
+    if dtype == "float16" and library.name.startswith("strict"):
+        pytest.skip("has no float16")
+    params = {"alpha": np.asarray([0.7]), "gamma": rng.standard_normal(3), "beta": rng.standard_normal(3)}
+    x, dy = (rng.standard_normal((6, 3)).astype(dtype) for _ in range(2))
+    x[0] = 5, -5, 0  # far into the tails, and the middle
+    layer, own = bn.DynamicTanh(3), {name: library.asarray(p.astype(np.float32)) for name, p in params.items()}
+    wide = {name: p.astype(np.float32).astype(np.float64) for name, p in params.items()}
+    y, state, residuals = layer.forward(own, {}, library.asarray(x), bn.Context(training=True))
+    grads, dx = layer.backward(own, residuals, library.asarray(dy), need_dx=True)
+    expected = dynamic_tanh_by_complex_steps(dy.astype(np.float64), x.astype(np.float64), **wide)
+    expected["y"] = wide["gamma"] * np.tanh(wide["alpha"] * x.astype(np.float64)) + wide["beta"]
+    for name, got in {**grads, "x": dx, "y": y}.items():
+        found, rounding = library.host(got), 1e-3 if dtype == "float16" and name in "xy" else 1e-6
+        assert found.dtype == (dtype if name in "xy" else np.float32)
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=rounding * np.abs(expected[name]).max())
+    assert state == {}
+    assert layer.backward(own, residuals, library.asarray(dy), need_dx=False)[1] is None
+
+
+def test_dynamic_tanh_starts_as_its_paper_says():
+    layer = bn.mlp([4, 6, 6, 2], norm="dyt").layers[1]
+    params, _ = layer.init(np.random.default_rng(0), FLOAT64)
+    assert {name: value.tolist() for name, value in params.items()} == {
+        "alpha": [0.5],
+        "gamma": [1] * 6,
+        "beta": [0] * 6,
+    }
+    with pytest.raises(ValueError, match="alpha: expected a number of at least 0, got nan"):
+        bn.DynamicTanh(3, alpha=float("nan"))
+    with pytest.raises(ValueError, match="features: expected a positive int, got 0"):
+        bn.DynamicTanh(0)
+
+
+def test_dynamic_tanh_networks_keep_their_biases():
+    def names(**settings):
+        return list(map(str, bn.mlp([4, 6, 2], norm="dyt", **settings).layers))
+
+    assert names() == ["Linear", "DynamicTanh", "relu", "Linear"]
+    assert names(norm_position="post", activation="tanh") == ["Linear", "tanh", "DynamicTanh", "Linear"]
 
 
 def test_dropout_draws_the_same_on_every_library(library, rng):

@@ -9,10 +9,14 @@ from .linear import linear as linear
 from .linear import linear_backward as linear_backward
 from .losses import LOSSES as LOSSES
 from .losses import Loss as Loss
+from .losses import absolute_error as absolute_error
 from .losses import binary_cross_entropy as binary_cross_entropy
+from .losses import huber as huber
 from .losses import loss_function as loss_function
 from .losses import loss_sum as loss_sum
 from .losses import mean_squared_error as mean_squared_error
+from .losses import poisson as poisson
+from .losses import quantile as quantile
 from .losses import softmax_cross_entropy as softmax_cross_entropy
 from .moments import Moments as Moments
 from .moments import merge as merge

@@ -6,10 +6,11 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from .._typing import AllReduce, Array, FusedActivation, Implementation
+from .._typing import AllReduce, Array, DType, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import reference, select
 from ..kernels.reference import Affine
+from ..recording import constant, made
 from . import checks
 from .moments import Moments
 from .ranks import batch_statistics, refuse_too_few
@@ -111,7 +112,7 @@ def batch_norm(
     if weights is None and statistics is None and all_reduce is None:
         count: Any = reference._count(x, axis)
         refuse_too_few(count, x)
-        y, m = kernels.forward(x, affine, axis)
+        y, m = made(kernels.forward, x, affine, axis)
     else:
         weights, m, count = batch_statistics(kernels, x, axis, weights, statistics, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
@@ -176,7 +177,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     affine = corrected(r)
     kernels, m = select(r.x, r.impl), r.statistics
     if r.all_reduce is None and r.weights is None and isinstance(r.count, int):  # of x alone
-        dx, sums = kernels.backward(dy, r.x, m, affine, r.axis)
+        dx, sums = made(kernels.backward, dy, r.x, m, affine, r.axis)
     else:
         total = sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
         if r.all_reduce is not None:
@@ -254,7 +255,7 @@ def normalize(
     """
     axis = checks.features(x, axis)
     m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
-    y: Array = select(x).normalize(x, m, affine, axis)
+    y: Array = made(select(x).normalize, x, m, affine, axis)
     return y
 
 
@@ -308,8 +309,8 @@ def normalize_backward(
     checks.same_shape("dy", dy, x)
     m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
-    sums = kernels.gradient_sums(dy, x, m, affine, axis)
-    dx = kernels.given_gradient(dy, x, m, affine, axis)
+    sums = made(kernels.gradient_sums, dy, x, m, affine, axis)
+    dx = made(kernels.given_gradient, dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
@@ -319,8 +320,17 @@ def _given(x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
-    rounded = xp.astype(m, dtype)
-    return reference.Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
+    if m.dtype == dtype == v.dtype:
+        return reference.Moments(m, constant(xp.zeros_like(m)), v)
+    return made(_split, m, v, dtype)
+
+
+def _split(mean: Array, var: Array, dtype: DType) -> reference.Moments:
+    """Statistics in the statistics dtype, and what that loses of the mean."""
+    xp = array_namespace(mean)
+    rounded = xp.astype(mean, dtype)
+    rest = xp.astype(mean - xp.astype(rounded, mean.dtype), dtype)
+    return reference.Moments(rounded, rest, xp.astype(var, dtype))
 
 
 def affine_of(

@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, device
 from .._typing import Array
 from ..arguments import instance, integer, number, one_of
 from ..kernels import reference, select
+from ..recording import live, made
 from . import checks
 from .moments import Moments, unbiased_factor
 from .residuals import Residuals
@@ -75,11 +76,16 @@ class RunningStats(NamedTuple):
             raise ValueError(
                 f"batch: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(m.mean)}"
             )
-        weight = 1 / (self.batches + 1) if momentum is None else momentum
+        weight = live(_share, self.batches) if momentum is None else momentum
         kernels = select(self.mean)
         factor = unbiased_factor(n) if unbiased else 1.0
-        mean, var = kernels.blend(self.mean, self.var, m.mean, m.var, weight, factor)
+        mean, var = made(kernels.blend, self.mean, self.var, m.mean, m.var, weight, factor)
         return RunningStats(mean, var, self.batches + 1)
+
+
+def _share(batches: int) -> float:
+    """The weight of one batch more in the plain average."""
+    return 1 / (batches + 1)
 
 
 def _statistics(batch: Any) -> tuple[reference.Moments, Any]:

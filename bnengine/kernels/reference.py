@@ -251,6 +251,17 @@ def matmul(a: Array, b: Array) -> Array:
     return array_namespace(a, b).matmul(a, b)
 
 
+def add_bias(z: Array, bias: Array) -> Array:
+    """z + bias, for a z that is the caller's alone: in place where the library's arrays can change."""
+    z += bias
+    return z
+
+
+def column_sums(x: Array) -> Array:
+    """The sum over rows, in x's dtype."""
+    return array_namespace(x).sum(x, axis=0)
+
+
 def relu(x: Array) -> Array:
     """max(x, 0); NaN stays NaN."""
     xp = array_namespace(x)

@@ -18,6 +18,9 @@ from .rows import Rows, checked_inputs, checked_rows, checked_weights, on_device
 from .running_statistics import warn_if_unused
 from .step import forward_pass
 
+SCORED = ("cross_entropy", "binary_cross_entropy")
+"""Losses of classes, which have an accuracy."""
+
 INFERRED = 8192
 """Rows that inference takes at a time."""
 
@@ -84,7 +87,7 @@ def measured(
     given = None if weights is None else backend.asarray(weights)
     rows = float(on_host.sum())
     value = float(loss_sum(loss, outputs, targets, given)[0])
-    if callable(loss):  # of the user's own: what else to measure is not known
+    if callable(loss) or loss not in (*SCORED, "mse"):  # what else to measure is not known
         total, value = ranks.sum(np.asarray([rows, value], np.float64)).tolist()
         return {"loss": value / total}
     if loss == "mse":

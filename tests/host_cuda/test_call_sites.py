@@ -187,6 +187,17 @@ def test_cache_that_cannot_be_written_is_named(
         bn.sigmoid(device.put(np.ones(3, np.float32)))
 
 
+def test_a_library_that_cannot_be_loaded_is_no_matter_of_the_cache(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(stand_in, "_launch", refuse)
+    with pytest.raises(OSError, match=r"^libnvrtc.so.13: cannot open"):
+        bn.sigmoid(device.put(np.ones(3, np.float32)))
+
+
 IMPORT = "import bnengine.kernels as k; print(k.why_not('cuda'))"
 
 

@@ -80,6 +80,15 @@ def test_same_bits_on_every_schedule(
     assert bits() == first
 
 
+def test_two_blocks_of_a_large_tile_find_room(kernels: ModuleType, device: Device) -> None:
+    """Where a kernel asks for more shared memory than any may have, the multiprocessor gives all it can to it."""
+    plan = kernels.plans.held(kernels.plans.wide(8192, 1024, 1, 4), kernels.wide.chip_of(0), 1)
+    kernel = kernels.wide._kernel("held_forward", "float32", plan.wide.vector, True, plan.threads, plan.cluster)
+    assert plan.shared > kernels.device.SHARED
+    kernels.device.allow_shared(kernel, 0, plan.shared)
+    assert (kernel.max_dynamic_shared_size_bytes, kernel.preferred_shared_memory_carveout) == (plan.shared, 100)
+
+
 # ---- the rule
 
 H100 = {"architecture": 90, "multiprocessors": 132, "shared": 227 * 1024}
