@@ -74,7 +74,8 @@ def recalibrate(
     Notes
     -----
     "population" goes over x once for each batch normalisation: the input of one depends on the statistics of those
-    before it. Parts are merged in float64 (Chan, Golub and LeVeque 1979).
+    before it. Parts are merged in float64 (Chan, Golub and LeVeque 1979). Variances are unbiased, those of a BatchNorm
+    with `unbiased=False` too.
 
     Examples
     --------
