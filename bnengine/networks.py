@@ -196,7 +196,7 @@ class Sequential(Layer):
         --------
         >>> import bnengine as bn
         >>> bn.mlp([4, 8, 2]).replace(bn.BatchNorm, momentum=None).layers[1]
-        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None, statistics='batch')
+        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None, statistics='batch', unbiased=True)
         """
 
         def changed(layer: Layer) -> Layer:

@@ -87,7 +87,7 @@ def test_a_norm_in_the_stream_of_a_residual_stays_behind_a_bias(rng):
     ]
 
 
-@pytest.mark.parametrize("ratio", [1.0, 7.0, 9.0, 1e3, 1e6])
+@pytest.mark.parametrize("ratio", [1.0, 2.5, 3.5, 800.0, 1e6])
 @pytest.mark.parametrize("dtype", BOUND)
 def test_inputs_far_from_zero(dtype, ratio, rng):
     """Where the dtype cannot hold the means beside the deviations, Standardize stays and nothing is lost."""
@@ -96,7 +96,7 @@ def test_inputs_far_from_zero(dtype, ratio, rng):
     x = (ratio * rng.choice([-1.0, 1.0], 20) + rng.standard_normal((1000, 20))).astype(dtype)
     state = net.measure(state, x, backend=bn.backend("numpy", dtype=dtype))
     folded = assert_folds(net, params, state, x, BOUND[dtype])
-    assert ("Standardize" in kinds(folded)) == (ratio > (8 if dtype == "float32" else 4500))
+    assert ("Standardize" in kinds(folded)) == (ratio > (3 if dtype == "float32" else 1000))
 
 
 def test_a_saturated_feature_stays(rng):

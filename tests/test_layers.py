@@ -120,6 +120,17 @@ def test_running_statistics_are_those_of_other_libraries(library, their, rng):
     np.testing.assert_allclose(net.forward(params, state, batches[0], training=False)[0], y, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("estimator", ["population", "batches"])
+def test_recalibration_takes_biased_averages_for_what_they_are(estimator, rng):
+    x = rng.standard_normal((12, 3))
+    found = []
+    for unbiased in (True, False):
+        net = bn.Sequential((bn.BatchNorm(3, unbiased=unbiased),))
+        given = *net.init(0, backend=FLOAT64), x
+        found.append(bn.recalibrate(net, *given, estimator=estimator, batch_size=4, backend=FLOAT64)["0"]["var"])
+    np.testing.assert_array_equal(*found)
+
+
 def test_inference_uses_running_statistics_and_keeps_them(rng):
     net = bn.mlp([4, 6, 2])
     params, state = net.init(0, backend=FLOAT64)
