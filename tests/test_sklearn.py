@@ -65,7 +65,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from bnengine.sklearn import MLPClassifier, MLPRegressor
 warnings.simplefilter("ignore")
 told = []
-for estimator in (MLPClassifier(max_iter=20), MLPRegressor(max_iter=20)):
+for estimator in (MLPClassifier(max_iter=2), MLPRegressor(max_iter=2)):
     for estimator, check in estimator_checks_generator(estimator):
         name = check.func.__name__
         if name.startswith("check_array_api"):
@@ -386,6 +386,30 @@ def test_one_row_has_no_batch_statistics():
     with pytest.raises(ValueError, match=r"norm: expected None, or more rows .* n_samples = 1"):
         MLPRegressor().fit([[1.0]], [1.0])
     assert MLPRegressor(norm=None).fit([[1.0]], [1.0]).predict([[1.0]]).shape == (1,)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax", "array-api-strict"])
+def test_numpy_rows_on_another_backend(library):
+    need(library.replace("-", "_"))
+    x, y = WINE
+    how = {
+        "dtype": "float32",
+        "batch_size": 64,
+        "max_iter": 3,
+        "dropout": 0.1,
+        "early_stopping": True,
+        "random_state": 0,
+    }
+    own, there = (MLPClassifier((8,), backend=backend, **how).fit(x, y) for backend in (None, library))
+    probabilities = there.predict_proba(x)
+    assert isinstance(probabilities, np.ndarray)
+    np.testing.assert_allclose(probabilities, own.predict_proba(x), atol=1e-5)
+    assert there.validation_scores_ == own.validation_scores_
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(there)).predict(x), own.predict(x))
+    value = MLPRegressor((8,), backend=library, dtype="float32", max_iter=2, batch_size=64).fit(
+        x, y, sample_weight=y + 1.0
+    )
+    assert isinstance(value.predict(x), np.ndarray)
 
 
 # ---- weights and losses
