@@ -57,7 +57,8 @@ class Draws:
         rows = xp.arange(x.shape[0], dtype=xp.int32, device=place) if self.rows is None else self.rows
         number = xp.reshape(xp.astype(rows, xp.int32), (-1, 1)) * width
         number = number + xp.reshape(xp.arange(width, dtype=xp.int32, device=place), (1, -1))
-        return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(key ^ 1)), 8), x.shape)
+        # ~key and not key ^ 1, which would be the key of element 1: that one would be drawn the same at every step.
+        return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(~key)), 8), x.shape)
 
 
 class Context(NamedTuple):

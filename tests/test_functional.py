@@ -339,6 +339,24 @@ def test_running_statistics_start_and_stay_where_x_is(library, rng):
     assert np.array_equal(host(running.mean), np.zeros(3))  # the old ones are as they were
 
 
+@pytest.mark.parametrize(
+    ("library", "eps", "momentum"),
+    [
+        ("torch", 1e-5, 0.1),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
+        ("keras", 1e-3, 1 - 0.99),  # BatchNormalization(momentum=0.99, epsilon=0.001)
+        ("flax", 1e-5, 1 - 0.99),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
+        ("onnx", 1e-5, 1 - 0.9),  # BatchNormalization: epsilon 1e-05, momentum 0.9
+        ("chainer", 2e-5, 1 - 0.9),  # BatchNormalization(decay=0.9, eps=2e-05)
+    ],
+)
+def test_defaults_of_other_libraries(library, eps, momentum):
+    assert bn.BatchNorm(3, **bn.like(library)) == bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9))
+    with pytest.raises(
+        ValueError, match="library: expected 'torch', 'keras', 'flax', 'onnx' or 'chainer', got 'caffe'"
+    ):
+        bn.like("caffe")
+
+
 def test_average_over_all_batches(rng):
     batches = [rng.standard_normal((10, 2)) for _ in range(5)]
     running = bn.RunningStats.init(2, like=batches[0])
@@ -769,6 +787,8 @@ def test_mixed_libraries_are_refused():
     torch = need("torch")
     with pytest.raises(TypeError, match="gamma: expected an array of numpy like x, got torch; convert one of them"):
         bn.batch_norm(GOOD, torch.ones(3))
+    with pytest.raises(TypeError, match="weight: expected an array of numpy like x, got torch"):
+        bn.linear(GOOD, torch.ones(3, 2))
     with pytest.raises(TypeError, match="dy: expected an array of torch like x, got numpy"):
         bn.batch_norm_backward(GOOD, bn.batch_norm(torch.ones(4, 3))[1])
 

@@ -55,24 +55,6 @@ def test_gradients_are_directional_derivatives(name, rng):
     assert trees.names(grads) == trees.names(params)
 
 
-@pytest.mark.parametrize(
-    ("library", "eps", "momentum"),
-    [
-        ("torch", 1e-5, 0.1),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
-        ("keras", 1e-3, 1 - 0.99),  # BatchNormalization(momentum=0.99, epsilon=0.001)
-        ("flax", 1e-5, 1 - 0.99),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
-        ("onnx", 1e-5, 1 - 0.9),  # BatchNormalization: epsilon 1e-05, momentum 0.9
-        ("chainer", 2e-5, 1 - 0.9),  # BatchNormalization(decay=0.9, eps=2e-05)
-    ],
-)
-def test_defaults_of_other_libraries(library, eps, momentum):
-    assert bn.BatchNorm(3, **bn.like(library)) == bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9))
-    with pytest.raises(
-        ValueError, match="library: expected 'torch', 'keras', 'flax', 'onnx' or 'chainer', got 'caffe'"
-    ):
-        bn.like("caffe")
-
-
 def test_inference_uses_running_statistics_and_keeps_them(rng):
     net = bn.mlp([4, 6, 2])
     params, state = net.init(0, backend=FLOAT64)
@@ -352,6 +334,20 @@ def test_draws_are_uniform_and_independent():
         assert np.abs(ones - 0.5).max() < 5 * 0.5 / n**0.5
     counts = np.histogram(u[0], 64, (0, 1))[0]
     assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_every_element_is_drawn_anew_at_every_step():
+    low = np.asarray([bn.Draws(3, step).bits(np.zeros((2, 32))) < 2**23 for step in range(400)])
+    assert np.abs(low.mean(axis=0) - 0.5).max() < 5 * (0.25 / 400) ** 0.5
+
+
+def test_draws_stay_the_same_from_version_to_version():
+    """A training that goes on with a later version has the same dropout."""
+    draws = bn.Draws(11, 7)
+    assert [draws.bits(np.zeros((2, 3))).tolist() for _ in range(2)] == [
+        [[2593880, 12799120, 14136813], [8553455, 1791609, 2393191]],
+        [[6435044, 7501842, 11223557], [3806907, 2291908, 5904127]],
+    ]
 
 
 def test_dropout_keeps_the_mean_and_does_nothing_in_inference():
