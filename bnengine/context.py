@@ -88,7 +88,8 @@ def _bits(x: Array, seed: int, step: Any, drawn: int, rows: Array | None) -> Arr
     rows = xp.arange(x.shape[0], dtype=xp.int32, device=place) if rows is None else rows
     number = xp.reshape(xp.astype(rows, xp.int32), (-1, 1)) * width
     number = number + xp.reshape(xp.arange(width, dtype=xp.int32, device=place), (1, -1))
-    return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(key ^ 1)), 8), x.shape)
+    # ~key and not key ^ 1, which would be the key of element 1: that one would be drawn the same at every step.
+    return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(~key)), 8), x.shape)
 
 
 def _hash(h: Array) -> Array:

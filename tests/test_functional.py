@@ -769,6 +769,8 @@ def test_mixed_libraries_are_refused():
     torch = need("torch")
     with pytest.raises(TypeError, match="gamma: expected an array of numpy like x, got torch; convert one of them"):
         bn.batch_norm(GOOD, torch.ones(3))
+    with pytest.raises(TypeError, match="weight: expected an array of numpy like x, got torch"):
+        bn.linear(GOOD, torch.ones(3, 2))
     with pytest.raises(TypeError, match="dy: expected an array of torch like x, got numpy"):
         bn.batch_norm_backward(GOOD, bn.batch_norm(torch.ones(4, 3))[1])
 

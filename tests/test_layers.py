@@ -412,6 +412,20 @@ def test_draws_are_uniform_and_independent():
     assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 63 + 5 * (2 * 63) ** 0.5
 
 
+def test_every_element_is_drawn_anew_at_every_step():
+    low = np.asarray([bn.Draws(3, step).bits(np.zeros((2, 32))) < 2**23 for step in range(400)])
+    assert np.abs(low.mean(axis=0) - 0.5).max() < 5 * (0.25 / 400) ** 0.5
+
+
+def test_draws_stay_the_same_from_version_to_version():
+    """A training that goes on with a later version has the same dropout."""
+    draws = bn.Draws(11, 7)
+    assert [draws.bits(np.zeros((2, 3))).tolist() for _ in range(2)] == [
+        [[2593880, 12799120, 14136813], [8553455, 1791609, 2393191]],
+        [[6435044, 7501842, 11223557], [3806907, 2291908, 5904127]],
+    ]
+
+
 def test_dropout_keeps_the_mean_and_does_nothing_in_inference():
     x = np.ones((500, 200))
     layer = bn.Dropout(0.3)
