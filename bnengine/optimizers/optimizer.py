@@ -38,8 +38,7 @@ class OptimizerLike(Protocol):
     ...         return {"step": 0}
     ...
     ...     def update(self, params, grads, state):
-    ...         rate = live(self.rate, step)
-        pairs = zip(trees.leaves(params), trees.leaves(grads, params), strict=True)
+    ...         pairs = zip(trees.leaves(params), trees.leaves(grads, params), strict=True)
     ...         new = trees.rebuild(params, [p - 0.1 * np.sign(g) for p, g in pairs])
     ...         return new, {"step": state["step"] + 1}
     >>> optimizer, params = Sign(), {"0": {"weight": np.asarray([1.0, 2.0])}}
