@@ -10,6 +10,7 @@ from ._typing import Initialization, Norm, NormPosition
 from .arguments import instance, number, one_of, shown
 from .functional import ACTIVATIONS
 from .functional.activations import ActivationName
+from .layer import check_size
 from .layers import (
     INITIALIZATIONS,
     Activation,
@@ -19,7 +20,6 @@ from .layers import (
     Layer,
     Linear,
     Standardize,
-    check_size,
 )
 from .networks import Residual, Sequential
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ._typing import Array, Tree
+from .arguments import shown
 from .backends import Backend
 from .context import Context
 
@@ -138,3 +139,9 @@ class Layer:
 def count(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Numbers that arrays of these shapes hold together."""
     return sum(map(math.prod, shapes.values()))
+
+
+def check_size(name: str, value: int) -> None:
+    """Refuse what is no number of features."""
+    if type(value) is not int or not 1 <= value < 2**31:
+        raise ValueError(f"{name}: expected a positive int, got {shown(value)}")

@@ -14,8 +14,9 @@ from ..arguments import shown
 from ..backends import Backend, as_backend
 from ..checkpoints import CheckpointError
 from ..functional.activations import SELU_ALPHA, SELU_SCALE, ActivationName
-from ..layers import STANDARDIZE_EPS, Activation, BatchNorm, Linear, Standardize
+from ..layers import Activation, BatchNorm, Linear, Standardize
 from ..networks import Residual, Sequential
+from ..normalizing import STANDARDIZE_EPS
 from ..trees import map_leaves
 from .folding import Entry, assembled
 from .steps import Host

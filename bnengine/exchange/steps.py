@@ -13,8 +13,9 @@ from .._typing import Tree
 from ..arguments import instance
 from ..backends import as_numpy
 from ..layer import Layer
-from ..layers import STANDARDIZE_EPS, Activation, BatchNorm, Dropout, Linear, Standardize
+from ..layers import Activation, BatchNorm, Dropout, Linear, Standardize
 from ..networks import Residual, Sequential
+from ..normalizing import STANDARDIZE_EPS
 from ..trees import check
 
 Host = np.ndarray[Any, Any]
