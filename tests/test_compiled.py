@@ -307,8 +307,7 @@ def test_losses_stay_what_they_were():
     assert all(float(loss) == value for loss, value in losses)
 
 
-@pytest.mark.parametrize("share", ["step", "layers"])
-def test_parameters_that_share_memory(share):
+def test_parameters_that_share_memory():
     def tied(i, params, state, opt_state):
         if i == 0:
             params["1"]["beta"] = params["1"]["gamma"]
@@ -393,6 +392,18 @@ def test_a_loss_that_gives_its_own_memory_each_time():
         return value, out
 
     assert compare(loss=loss).recorded
+
+
+def test_what_a_loss_gives_and_keeps_is_not_written_into():
+    kept = []
+
+    def loss(outputs, targets):
+        value, gradient = bn.softmax_cross_entropy(outputs, targets)
+        kept.append((gradient, gradient.copy()))
+        return value, gradient
+
+    run(bn.compiled(NET, ADAM, loss), NET, ADAM, batches())
+    assert all(np.array_equal(gradient, copy) for gradient, copy in kept)
 
 
 def test_a_loss_that_gives_no_array():
