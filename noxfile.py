@@ -97,7 +97,7 @@ def host_cuda(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none", default=False)
 def gpu(session: nox.Session) -> None:
-    """The record of the CUDA path, where a GPU is: `nox -s gpu -- --name h100` (20 minutes, no network, installs nothing)."""
+    """The record of the CUDA path, where a GPU is: `nox -s gpu -- --name h100` (9 minutes, no network, installs nothing)."""
     session.run("python", "benchmarks/gpu_record.py", *session.posargs)
 
 

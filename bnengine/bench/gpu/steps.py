@@ -24,6 +24,7 @@ def _engine(case: networks.Case) -> Iterator[Contender]:
 def _torch(case: networks.Case) -> Iterator[Contender]:
     import torch
 
+    tensor(case.batches[0][0])  # a PyTorch without CUDA is not here, rather than failed
     torch.backends.cudnn.enabled = True  # whatever contenders of kernels have set
     for fused in (False, True):
         yield case.contender(PYTORCH, peers.torch_step(case, fused=fused), "fused optimiser" * fused, asarray=tensor)
@@ -33,6 +34,7 @@ def _torch_compile(case: networks.Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
+    tensor(case.batches[0][0])
     torch.compiler.reset()
     yield case.contender(COMPILED, peers.torch_step(case, fused=True, compiled=True), asarray=tensor)
 
