@@ -107,8 +107,10 @@ def numpy_alone(tmp_path_factory):
     (packages,) = [path for path in place.glob("[Ll]ib*/**/site-packages") if not path.parent.parent.is_symlink()]
     ours = Path(np.__file__).parent
     for folder in (ours, ours.with_name("numpy.libs")):
-        if folder.exists():
-            shutil.copytree(folder, packages / folder.name, copy_function=os.link if os.name != "nt" else shutil.copy2)
+        if folder.exists() and os.name != "nt":
+            (packages / folder.name).symlink_to(folder, target_is_directory=True)
+        elif folder.exists():
+            shutil.copytree(folder, packages / folder.name)
     return next(place.glob("[bS]*/python*"))
 
 
@@ -242,3 +244,11 @@ def test_what_is_refused(arguments, words, runs, capsys):
         sys.exit(main(["export", *map(str, given)]))
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith(words.format(runs))
+
+
+def test_onnx_is_an_extra(runs, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    assert main(["export", str(runs / "kinds"), "--onnx", "model.onnx"]) == 2
+    assert capsys.readouterr().err == "bnengine: ONNX models need the library onnx; install the extra onnx\n"
+    with pytest.raises(ImportError, match="install the extra onnx"):
+        bn.from_onnx("model.onnx")
