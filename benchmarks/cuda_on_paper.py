@@ -43,6 +43,8 @@ MACHINES = (
 )
 """A100 (80 GB) and H100 (SXM)."""
 
+DTYPES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
 COPY = 0.92
 """Of the bandwidth, what a copy reaches: assumed."""
 LATENCY = 0.8e-6
@@ -91,10 +93,35 @@ def code(name: str, dtype: str, vector: int, rows: bool, threads: int, cluster: 
     built = source.cubin(device.raw(name, (("T", dtype),), **constants).code, architecture)
     itemsize = 4 if dtype == "float32" else 2
     arrays = 2 if name in ("held_backward", "split_sums", "pass_backward") else 1
-    found = [] if nvdisasm() is None else list(loops(disassembled(built.binary), itemsize * vector * 8, arrays))
-    counts = [instructions / (vectors * vector) for instructions, vectors, _ in found]
-    loads = max((loads for *_, loads in found), default=4)
-    return Code(built.registers, built.spilled, sum(counts) or None, loads * itemsize * vector)
+    text, bits = "" if nvdisasm() is None else disassembled(built.binary), itemsize * vector * 8
+    counts = [instructions / (vectors * vector) for instructions, vectors in loops(text, bits, arrays)]
+    return Code(built.registers, built.spilled, sum(counts) or None, in_flight(text, bits) * itemsize * vector)
+
+
+def in_flight(assembly: str, bits: int) -> int:
+    """Loads of so many bits that a thread has asked for when it first uses one of them, at the most."""
+    most, waiting = 0, dict[int, int]()  # by register: the load that will fill it
+    for number, line in enumerate(assembly.splitlines()):
+        found = re.match(r"\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?);", line)
+        registers = [] if found is None else [int(register) for register in re.findall(r"\bR(\d+)\b", found[2])]
+        if found is None or not registers:
+            continue
+        if found[1].startswith("LDG") and "CONSTANT" in found[1] and _bits(found[1]) == bits:
+            waiting |= dict.fromkeys(range(registers[0], registers[0] + max(1, bits // 32)), number)
+            continue
+        if found[1].startswith("ST"):  # the last that is named begins what is stored
+            registers += range(registers[-1], registers[-1] + max(1, _bits(found[1]) // 32))
+        used = {waiting[register] for register in registers if register in waiting}
+        if used:
+            most = max(most, len(set(waiting.values())))
+            waiting = {register: load for register, load in waiting.items() if load not in used}
+    return most
+
+
+def _bits(operation: str) -> int:
+    """What a load or store moves: 32 where it does not say."""
+    widths = {"U8": 8, "S8": 8, "U16": 16, "S16": 16, "64": 64, "128": 128}
+    return next((widths[part] for part in operation.split(".") if part in widths), 32)
 
 
 def nvdisasm() -> str | None:
@@ -110,8 +137,8 @@ def disassembled(binary: bytes) -> str:
         return subprocess.run([str(nvdisasm()), "-c", file.name], capture_output=True, text=True, check=True).stdout
 
 
-def loops(assembly: str, bits: int, arrays: int) -> Iterator[tuple[int, int, int]]:
-    """(instructions, vectors of x, loads) of each unrolled loop over the vectors of so many arrays."""
+def loops(assembly: str, bits: int, arrays: int) -> Iterator[tuple[int, int]]:
+    """(instructions, vectors of x) of each unrolled loop over the vectors of so many arrays."""
     instructions: list[str] = []
     labels: dict[str, int] = {}
     for line in assembly.splitlines():
@@ -124,7 +151,7 @@ def loops(assembly: str, bits: int, arrays: int) -> Iterator[tuple[int, int, int
         target = re.search(r"BRA.*?`\((\.L_x_\d+)\)", text)
         if target and labels.get(target[1], i + 1) <= i:
             spans.append((labels[target[1]], i))
-    best: dict[str, tuple[int, int, int]] = {}
+    best: dict[str, tuple[int, int]] = {}
     for start, stop in spans:
         if any((a, b) != (start, stop) and start <= a and b <= stop for a, b in spans):
             continue
@@ -137,7 +164,7 @@ def loops(assembly: str, bits: int, arrays: int) -> Iterator[tuple[int, int, int
         vectors = count["STG"] or (count["STS"] or max(count["LDG"], count["LDS"])) // arrays
         if vectors < 2 or phase in ("LDS+STS",):
             continue
-        best[phase] = max(best.get(phase, (0, 0, 0)), (len(body), vectors, count["LDG"]), key=lambda b: (b[1], b[0]))
+        best[phase] = max(best.get(phase, (0, 0)), (len(body), vectors), key=lambda b: (b[1], b[0]))
     yield from best.values()
 
 
@@ -174,19 +201,43 @@ def fraction(name: str, built: Code, threads: int, shared: int, itemsize: int, m
 
 
 def kernels() -> Iterator[str]:
-    yield "| kernel | layout, dtype | moves | registers sm_80, sm_90 | shared, KiB | blocks a multiprocessor | instructions a value | of a copy, model |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| kernel | layout, dtype | moves | registers sm_80, sm_90 | shared, KiB | blocks a multiprocessor | in flight, KiB | instructions a value | of a copy, model |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for name in MINIMUM:
         held = name.startswith("held")
-        threads = plans.HELD_THREADS if held else plans.SPLIT_THREADS
         for rows in (False, True):
-            for dtype, itemsize in (("float32", 4), ("float16", 2)):
-                cells = []
+            for dtype, itemsize in DTYPES.items():
+                threads, cells = _threads(held, rows, itemsize, 16 // itemsize), []
                 for machine in MACHINES:
                     built = code(name, dtype, 16 // itemsize, rows, threads, 1, machine.chip.architecture)
                     shared = machine.chip.half if held else 0 if name.startswith("pass") else 16 * 1024
                     cells.append((built, shared, machine, fraction(name, built, threads, shared, itemsize, machine)))
                 yield _row(name, rows, dtype, threads, cells)
+
+
+def _threads(held: bool, rows: bool, itemsize: int, vector: int) -> int:
+    """Of a block of a large tile."""
+    return plans.HELD_THREADS[plans.many(rows, itemsize, vector)] if held else plans.SPLIT_THREADS
+
+
+def _flying(built: Code, threads: int, shared: int, machine: Machine) -> float:
+    """KiB that a multiprocessor has asked for when its threads use the first of them."""
+    return occupancy(built, threads, shared, machine) * threads * built.in_flight / 1024
+
+
+def narrow() -> Iterator[str]:
+    """What is in flight for planes whose size allows no loads of 16 bytes: those of 14 x 14 and of 7 x 7."""
+    machine = MACHINES[1]
+    yield "| kernel | float32, 4 bytes | float16, 8 bytes | float16, 2 bytes | bfloat16, 8 bytes | bfloat16, 2 bytes |"
+    yield "|---|---|---|---|---|---|"
+    for name in MINIMUM:
+        cells = []
+        for dtype, vector in (("float32", 1), ("float16", 4), ("float16", 1), ("bfloat16", 4), ("bfloat16", 1)):
+            threads = 128 if name.startswith("held") else plans.SPLIT_THREADS
+            built = code(name, dtype, vector, False, threads, 1, machine.chip.architecture)
+            spilled = " (spills)" if built.spilled else ""
+            cells.append(f"{_flying(built, threads, 8 * 1024, machine):.0f}{spilled}")
+        yield f"| `{name}` | " + " | ".join(cells) + " |"
 
 
 def _row(name: str, rows: bool, dtype: str, threads: int, cells: list) -> str:
@@ -195,6 +246,7 @@ def _row(name: str, rows: bool, dtype: str, threads: int, cells: list) -> str:
         ", ".join(str(built.registers) for built, *_ in cells) + spilled,
         ", ".join(f"{shared // 1024}" for _, shared, *_ in cells),
         ", ".join(str(occupancy(built, threads, shared, machine)) for built, shared, machine, _ in cells),
+        ", ".join(f"{_flying(built, threads, shared, machine):.0f}" for built, shared, machine, _ in cells),
         ", ".join("-" if built.instructions is None else f"{built.instructions:.0f}" for built, *_ in cells),
         ", ".join("-" if f is None else f"{f:.0%}".replace("%", " %") for *_, f in cells),
     ]
@@ -234,6 +286,10 @@ def page() -> Iterator[str]:
         "%", " %"
     )
     yield from kernels()
+    yield "\nIn flight is what a multiprocessor has asked for when its threads use the first of it, counted in the machine code:"
+    yield "loads that are issued before any register of theirs is read. Small planes allow narrower loads, and their tiles"
+    yield "take blocks of 128 threads; on sm_90, in KiB:\n"
+    yield from narrow()
 
 
 if __name__ == "__main__":

@@ -174,13 +174,19 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, ImportError) as reason:
         print(f"time_to_accuracy: {reason}", file=sys.stderr)
         return 2
-    done = []
+    done: list[dict[str, Any]] = []
     for row in measured(options, rows):
         print({name: value for name, value in row.items() if name != "history"}, flush=True)
         done.append(row)
+        files.write(options.out, json.dumps(record(options, rows, done), indent=1) + "\n")  # what was measured stays
+    return 1 if any(row.get("kind") == "failed" for row in done) else 0
+
+
+def record(options: argparse.Namespace, rows: data.Dataset, done: list[dict[str, Any]]) -> dict[str, Any]:
+    """What there is to say of the runs so far."""
     runs = [row for row in done if "family" in row]
     reached = {family: [r["seconds"] for r in runs if r["family"] == family and r["seconds"]] for family in FAMILIES}
-    record = {
+    return {
         "data": rows.name,
         "target": options.target,
         "hidden": options.hidden,
@@ -190,8 +196,6 @@ def main(arguments: list[str] | None = None) -> int:
         "rows": runs,
         "left_out": [row for row in done if "family" not in row],
     }
-    files.write(options.out, json.dumps(record, indent=1) + "\n")
-    return 1 if any(row["kind"] == "failed" for row in record["left_out"]) else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,10 @@ from . import data, layers, optimizers
 from .backends import Backend, backend
 from .checkpoints import CheckpointError, Loaded, load, save
 from .context import Context, Draws
+from .exchange.folding import fold
+from .exchange.from_onnx import from_onnx
+from .exchange.from_torch import from_torch
+from .exchange.to_torch import to_torch
 from .fully_connected import mlp
 from .functional import (
     Gradients,
@@ -38,6 +42,7 @@ from .functional.activations import *  # so that a new one is named in its file 
 from .layers import *
 from .networks import Residual, Sequential
 from .optimizers import Optimizer
+from .training.compiled import Compiled, compiled
 from .training.evaluation import evaluate, predict
 from .training.fitted import Fitted, NonFiniteError, average_params
 from .training.fitting import Settings, fit
@@ -47,6 +52,7 @@ from .training.step import train_step
 __all__ = [
     "Backend",
     "CheckpointError",
+    "Compiled",
     "Context",
     "Draws",
     "Fitted",
@@ -71,9 +77,13 @@ __all__ = [
     "batch_norm_double_backward",
     "batch_renorm",
     "binary_cross_entropy",
+    "compiled",
     "data",
     "evaluate",
     "fit",
+    "fold",
+    "from_onnx",
+    "from_torch",
     "huber",
     "like",
     "linear",
@@ -94,6 +104,7 @@ __all__ = [
     "save",
     "softmax_cross_entropy",
     "statistics_gap",
+    "to_torch",
     "train_step",
 ]
 __all__ += activations.__all__

@@ -1,4 +1,4 @@
-"""What every picture is drawn with: matplotlib or the reason why not, PNG and SVG, three colours, titles of any text."""
+"""What every picture is drawn with: matplotlib or the reason why not, PNG and SVG, four colours, titles of any text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import textwrap
 from typing import Any
 
-BLUE, ORANGE, GREY = "#3b6fb6", "#d9822b", "#6b7280"
+BLUE, ORANGE, GREEN, GREY = "#3b6fb6", "#d9822b", "#2f855a", "#6b7280"
 
 FONT = "DejaVu Sans"
 """Comes with matplotlib."""

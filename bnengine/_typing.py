@@ -89,6 +89,9 @@ FusedActivation: TypeAlias = Literal["relu"] | None
 """What the kernels of batch normalisation compute along with it."""
 
 Initialization: TypeAlias = Literal["he", "glorot", "lecun", "normal"]
+Norm: TypeAlias = Literal["batch", "dyt"]
+"""Batch normalisation, or Dynamic Tanh in its place."""
+
 NormPosition: TypeAlias = Literal["pre", "post"]
 Statistics: TypeAlias = Literal["batch", "running"]
 Estimator: TypeAlias = Literal["population", "batches"]

@@ -110,6 +110,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     from . import bench, study
+    from .runs import export
 
     parser = _Parser(prog="bnengine", description="Batch-normalised networks on any array library.")
     parser.add_argument("--version", action="version", version=f"bnengine {__version__}")
@@ -130,6 +131,8 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("--out", metavar="FILE", help="file to write (default: standard output)")
     for command in (evaluate, predict):
         add_options(command, Config, ("delimiter", "backend", "device"))
+    words = "write a trained run as a file for NumPy alone, PyTorch or ONNX"
+    export.add_arguments(_command(commands, "export", _export, words))
     _command(commands, "backends", _backends, "array libraries: usable or why not, version, device, fast path")
     add_options(_command(commands, "study", _study, "batch normalisation against none, as experiments"), study.Options)
     words = "measure against the memory limit and other libraries"
@@ -216,6 +219,16 @@ def _reading(read: int, size: int) -> None:
     sys.stderr.flush()
 
 
+def _reading_options(given: dict[str, Any]) -> dict[str, Any]:
+    """How evaluate and predict read and where; what is told of it goes to standard error, beside predictions."""
+    from .runs.predict import Listener
+
+    watch = _reading if sys.stderr.isatty() else None
+    listener = Listener(_warn, lambda line: _say(f"bnengine: {line}", sys.stderr), watch)
+    named = {name: given.get(name) for name in ("delimiter", "device")}
+    return {**named, "backend": _backend(given), "listener": listener}
+
+
 def _warn_of(gap: dict[str, Any]) -> None:
     wrong = running_statistics.far_apart(gap)
     if wrong is not None:
@@ -255,13 +268,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
     given = vars(options)
     metrics = predict.evaluate_run(
-        options.directory,
-        source=given.get("data"),
-        label=given.get("label"),
-        delimiter=given.get("delimiter"),
-        tell=_warn,
-        backend=_backend(given),
-        device=given.get("device"),
+        options.directory, source=given.get("data"), label=given.get("label"), **_reading_options(given)
     )
     gap, of_each = metrics.pop("running_statistics"), metrics.pop("classes", None)
     confusion = metrics.pop("confusion", None)
@@ -282,14 +289,7 @@ def _predict(options: argparse.Namespace) -> int:
     given = vars(options)
     if "out" in given:
         _spare(Path(options.out), options.data, options.directory)
-    header, rows = predict.predict_run(
-        options.directory,
-        options.data,
-        delimiter=given.get("delimiter"),
-        backend=_backend(given),
-        device=given.get("device"),
-        tell=_warn,
-    )
+    header, rows = predict.predict_run(options.directory, options.data, **_reading_options(given))
     if "out" not in given:
         csv.writer(sys.stdout, lineterminator="\n").writerows([header, *rows])
         return 0
@@ -298,6 +298,13 @@ def _predict(options: argparse.Namespace) -> int:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     files.write(options.out, text.getvalue())
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from .runs import export
+
+    print(export.export_run(vars(options)))
     return 0
 
 
@@ -342,15 +349,20 @@ def _bench(options: argparse.Namespace) -> int:
 
     given = vars(options)
     wanted = bench.Options.resolve(given, given.get("config"))
-    out, plot = _writable("out", wanted.out), _writable("plot", wanted.plot)
+    out = files.writable("out", wanted.out) if wanted.out is not None else None
+    plot = files.writable("plot", wanted.plot) if wanted.plot is not None else None
     if plot is not None:
         bench.check_plot(wanted, plot, out)
     busy = provenance.busy()
     if busy:
         print(f"bnengine: {busy}", file=sys.stderr, flush=True)
-    record = bench.run(wanted, lambda line: print(line, flush=True))
-    if out is not None:
-        files.write(out, bench.to_json(record))
+
+    def keep(record: dict[str, Any]) -> None:
+        if out is not None:
+            files.write(out, bench.to_json(record))
+
+    record = bench.run(wanted, lambda line: print(line, flush=True), keep)
+    keep(record)
     if plot is not None:
         draw = pictures.fractions if wanted.backend == "cupy" else pictures.speeds
         files.write(plot, draw(record))
@@ -373,20 +385,6 @@ def _spare(out: Path, source: str, directory: str) -> None:
         raise ConfigError(f"out: {out} is the file of --data too; choose another")
     if out.exists() and out.resolve().parent == Path(directory).resolve():
         raise ConfigError(f"out: {out} is a file of the run; choose another")
-
-
-def _writable(name: str, file: str | None) -> Path | None:
-    """Where a result will go, refused before the work and not after it."""
-    if file is None:
-        return None
-    path = Path(file)
-    if path.is_dir() or not path.parent.is_dir():
-        raise ConfigError(
-            f"{name}: cannot write {file}: {'it is' if path.is_dir() else 'its parent is not'} a directory"
-        )
-    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
-        raise ConfigError(f"{name}: cannot write {file}: permission denied")
-    return path
 
 
 def _backend(given: dict[str, Any]) -> BackendName:

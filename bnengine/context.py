@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from ._typing import AllReduce, Array
+from .recording import made
 
 
 @dataclass
@@ -48,16 +49,8 @@ class Draws:
 
     def bits(self, x: Array, /) -> Array:
         """24 random bits for each element of x, as int32: other ones at every call, in the order of calls."""
-        xp, place = array_namespace(x), device(x)
-        key = xp.zeros((1,), dtype=xp.int32, device=place)
-        for part in (self.seed, self.seed >> 32, self.step, self.drawn):
-            key = _hash(key ^ _as_int32(part, key))
-        self.drawn += 1
-        width = math.prod(x.shape[1:])
-        rows = xp.arange(x.shape[0], dtype=xp.int32, device=place) if self.rows is None else self.rows
-        number = xp.reshape(xp.astype(rows, xp.int32), (-1, 1)) * width
-        number = number + xp.reshape(xp.arange(width, dtype=xp.int32, device=place), (1, -1))
-        return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(key ^ 1)), 8), x.shape)
+        number, self.drawn = self.drawn, self.drawn + 1
+        return made(_bits, x, self.seed, self.step, number, self.rows)
 
 
 class Context(NamedTuple):
@@ -83,6 +76,20 @@ class Context(NamedTuple):
     """Random numbers of this step; needed in training by a layer that draws."""
     weights: Array | None = None
     """Of the rows, shape (N,), for statistics in which a row counts as often as its weight says; None: 1 each."""
+
+
+def _bits(x: Array, seed: int, step: Any, drawn: int, rows: Array | None) -> Array:
+    """24 bits for each element of x."""
+    xp, place = array_namespace(x), device(x)
+    key = xp.zeros((1,), dtype=xp.int32, device=place)
+    for part in (seed, seed >> 32, step, drawn):
+        key = _hash(key ^ _as_int32(part, key))
+    width = math.prod(x.shape[1:])
+    rows = xp.arange(x.shape[0], dtype=xp.int32, device=place) if rows is None else rows
+    number = xp.reshape(xp.astype(rows, xp.int32), (-1, 1)) * width
+    number = number + xp.reshape(xp.arange(width, dtype=xp.int32, device=place), (1, -1))
+    # ~key and not key ^ 1, which would be the key of element 1: that one would be drawn the same at every step.
+    return xp.reshape(_shifted(_hash(_hash(number ^ key) ^ _hash(~key)), 8), x.shape)
 
 
 def _hash(h: Array) -> Array:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .arguments import ConfigError
+
 
 def write(path: str | os.PathLike[str], content: bytes | str, *, keep: Path | None = None) -> None:
     """Replace a file by new content that is complete on the disk first; the old file goes to `keep`, if given."""
@@ -20,6 +22,18 @@ def write(path: str | os.PathLike[str], content: bytes | str, *, keep: Path | No
             _replace(target, raw, keep)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def writable(name: str, file: str) -> Path:
+    """Where a result will go, refused before the work and not after it; `name` is the option that says so."""
+    path = Path(file)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ConfigError(
+            f"{name}: cannot write {file}: {'it is' if path.is_dir() else 'its parent is not'} a directory"
+        )
+    if not os.access(path if path.exists() and not path.is_file() else path.parent, os.W_OK):
+        raise ConfigError(f"{name}: cannot write {file}: permission denied")
+    return path
 
 
 def leftovers(directory: Path, names: tuple[str, ...]) -> list[Path]:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import get_args
 
-from ._typing import FusedActivation, Initialization, NormPosition
+from ._typing import Initialization, Norm, NormPosition
 from .arguments import instance, number, one_of, shown
 from .functional import ACTIVATIONS
 from .functional.activations import ActivationName
-from .layers import INITIALIZATIONS, Activation, BatchNorm, Dropout, Layer, Linear, Standardize, check_size
+from .layers import (
+    INITIALIZATIONS,
+    Activation,
+    BatchNorm,
+    Dropout,
+    DynamicTanh,
+    Layer,
+    Linear,
+    Standardize,
+    check_size,
+)
 from .networks import Residual, Sequential
 
 
 def mlp(
     sizes: Sequence[int],
     *,
-    norm: Literal["batch"] | None = "batch",
+    norm: Norm | None = "batch",
     activation: ActivationName = "relu",
     norm_position: NormPosition = "pre",
     standardize: bool = False,
@@ -34,14 +44,14 @@ def mlp(
     ----------
     sizes : sequence of int
         Inputs, hidden layers, outputs: [784, 256, 10]. [n, 1] is logistic regression.
-    norm : {"batch", None}
-        Batch normalisation of the hidden layers; the output layer has none.
+    norm : {"batch", "dyt", None}
+        Batch normalisation of the hidden layers, or `DynamicTanh` in its place; the output layer has none.
     activation : str
         Of the hidden layers: relu, leaky_relu, gelu, silu, elu, selu, softplus, sigmoid, tanh or identity. ReLU
         after normalisation is fused.
     norm_position : {"pre", "post"}
-        "pre" normalises z, before the activation, and drops the bias that it cancels; "post" normalises
-        the activation's output.
+        "pre" normalises z, before the activation, and drops the bias that batch normalisation cancels; "post"
+        normalises the activation's output.
     standardize : bool
         A Standardize layer in front.
     initialization : {None, "he", "glorot", "lecun", "normal"}
@@ -73,7 +83,7 @@ def mlp(
     2  Linear                    10         330
        total                              2,442
     """
-    one_of("norm", norm, ("batch", None))
+    one_of("norm", norm, (*get_args(Norm), None))
     instance("standardize", standardize, bool, "True or False")
     instance("residual", residual, bool, "True or False")
     one_of("norm_position", norm_position, get_args(NormPosition))
@@ -86,13 +96,13 @@ def mlp(
     if initialization is not None:
         one_of("initialization", initialization, INITIALIZATIONS)
     spread = initialization or ACTIVATIONS[activation].initialization
-    norms = {norm_position: (eps, momentum)} if norm == "batch" else {}
+    bias = norm != "batch" or norm_position == "post"
     layers: list[Layer] = [Standardize(sizes[0])] if standardize else []
     skips = 0
     for inputs, outputs in itertools.pairwise(sizes[:-1]):
         hidden = [
-            Linear(inputs, outputs, bias="pre" not in norms, initialization=spread, scale=scale),
-            *_normalised_activation(outputs, activation, norms),
+            Linear(inputs, outputs, bias=bias, initialization=spread, scale=scale),
+            *_norm_and_activation(outputs, norm, norm_position, activation, eps, momentum),
             *([Dropout(dropout)] if dropout else []),
         ]
         skip = residual and inputs == outputs
@@ -103,13 +113,20 @@ def mlp(
     return Sequential((*layers, Linear(sizes[-2], sizes[-1], initialization=spread, scale=scale)))
 
 
-def _normalised_activation(
-    features: int, activation: ActivationName, norms: dict[NormPosition, tuple[float, float | None]]
+def _norm_and_activation(
+    features: int,
+    norm: Norm | None,
+    position: NormPosition,
+    activation: ActivationName,
+    eps: float,
+    momentum: float | None,
 ) -> list[Layer]:
-    """The activation with the batch normalisation before or after it; ReLU is fused with the one before."""
-    fused: FusedActivation = "relu" if activation == "relu" and "pre" in norms else None
-    before, after = (
-        [BatchNorm(features, activation=fused, eps=norms[place][0], momentum=norms[place][1])] if place in norms else []
-        for place in ("pre", "post")
-    )
-    return [*before, *([] if fused else [Activation(activation)]), *after]
+    """The activation with what normalises before or after it; ReLU is fused with the batch normalisation before it."""
+    fused = norm == "batch" and position == "pre" and activation == "relu"
+    norms: list[Layer] = []
+    if norm == "batch":
+        norms = [BatchNorm(features, activation="relu" if fused else None, eps=eps, momentum=momentum)]
+    elif norm == "dyt":
+        norms = [DynamicTanh(features)]
+    between: list[Layer] = [] if fused else [Activation(activation)]
+    return norms + between if position == "pre" else between + norms

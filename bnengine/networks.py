@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import html
 import itertools
+import operator
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self, cast, overload
@@ -19,6 +20,7 @@ from .context import Context
 from .functional import checks
 from .layer import Layer, Shapes, count
 from .layers import BatchNorm
+from .recording import made
 
 WRONG_ARGUMENTS = (AttributeError, IndexError, KeyError, TypeError, ValueError)
 """Exceptions that arguments which do not fit end in, deep inside a layer; caught to look for the cause."""
@@ -194,7 +196,7 @@ class Sequential(Layer):
         --------
         >>> import bnengine as bn
         >>> bn.mlp([4, 8, 2]).replace(bn.BatchNorm, momentum=None).layers[1]
-        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None, statistics='batch')
+        BatchNorm(features=8, activation='relu', eps=1e-05, momentum=None, statistics='batch', unbiased=True)
         """
 
         def changed(layer: Layer) -> Layer:
@@ -313,11 +315,11 @@ class Residual(Sequential):
 
     def _forward(self, params: Tree, state: Tree, x: Array, context: Context) -> tuple[Array, Tree, Any]:
         y, new, residuals = super()._forward(params, state, x, context)
-        return x + y, new, residuals
+        return made(operator.add, x, y), new, residuals
 
     def _backward(self, params: Tree, residuals: Any, dy: Array, need_dx: bool) -> tuple[Tree, Array | None]:
         grads, dx = super()._backward(params, residuals, dy, need_dx)
-        return grads, dx if dx is None else dy + dx
+        return grads, dx if dx is None else made(operator.add, dy, dx)
 
 
 LAYERS: dict[str, type[Layer]] = {

@@ -26,6 +26,9 @@ KINDS = get_args(Transport)
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 """Environment variables in which launchers (MPICH, Open MPI, srun) say how many processes they started."""
 
+NOT_READY = 600
+"""CUDA's status of a stream that still works."""
+
 
 class RankError(RuntimeError):
     """Ranks that cannot work together: one is missing, or they were started differently."""
@@ -237,7 +240,7 @@ class Nccl(Communicator):
         total = cupy.empty_like(source)
         kind = self._kinds[a.dtype.str[1:]]
         self._nccl.allReduce(source.data.ptr, total.data.ptr, source.size, kind, self._plus, stream.ptr)
-        _wait(lambda: bool(stream.done), self._timeout)
+        _wait(lambda: _over(stream), self._timeout)
         return total
 
     def _gather(self, raw: bytes) -> list[bytes]:
@@ -330,7 +333,10 @@ def join(kind: Transport = "none", *, timeout: float = 300.0) -> Communicator:
     ranks = Mpi(world, timeout)
     if kind == "mpi":
         return ranks
-    ranks.each(lambda: _take_gpu(world))
+    mine = ranks.each(_gpus)
+    node = world.Split_type(_mpi().COMM_TYPE_SHARED)
+    seen = node.allgather(mine)
+    ranks.each(lambda: _take_gpu(seen, node.Get_rank()))
     return Nccl(ranks, timeout)
 
 
@@ -347,8 +353,8 @@ def _mpi() -> Any:
     return MPI
 
 
-def _take_gpu(world: Any) -> None:
-    """Make the GPU with this rank's number on its node the current one."""
+def _gpus() -> list[str]:
+    """The GPUs that this process sees, by names that every process of the node calls them."""
     try:
         import cupy
         from cupy.cuda import nccl
@@ -356,13 +362,33 @@ def _take_gpu(world: Any) -> None:
         raise ImportError("distributed: nccl needs CuPy; install the extra cuda12 or cuda13") from error
     if not nccl.available:
         raise ImportError("distributed: CuPy finds no NCCL; pip install nvidia-nccl-cu12 or nvidia-nccl-cu13")
-    local = world.Split_type(_mpi().COMM_TYPE_SHARED).Get_rank()
-    found = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
-    if local >= found:
-        raise RankError(
-            f"distributed: nccl needs a GPU for each rank, and this node has {found} for rank {local} on it"
-        )
-    cupy.cuda.Device(local).use()
+    count = cupy.cuda.runtime.getDeviceCount() if cupy.is_available() else 0
+    return [cupy.cuda.Device(number).pci_bus_id for number in range(count)]
+
+
+def _take_gpu(seen: list[list[str]], rank: int) -> None:
+    """Make the first GPU that no rank before this one takes the current one; launchers may show each rank its own."""
+    number, taken = None, set[str]()
+    for names in seen[: rank + 1]:
+        number = next((k for k, name in enumerate(names) if name not in taken), None)
+        if number is not None:
+            taken.add(names[number])
+    if number is None:
+        found = len({name for names in seen for name in names})
+        raise RankError(f"distributed: nccl needs a GPU for each rank, and this node has {found} for rank {rank} on it")
+    import cupy
+
+    cupy.cuda.Device(number).use()
+
+
+def _over(stream: Any) -> bool:
+    """Whether a stream of CuPy is done. Its own `done` says no for ever after an error of CUDA, whoever made it."""
+    from cupy.cuda import runtime
+
+    status = runtime.streamQuery(stream.ptr)
+    if status not in (0, NOT_READY):
+        raise runtime.CUDARuntimeError(status)
+    return bool(status == 0)
 
 
 def _wait(done: Callable[[], bool], seconds: float) -> None:

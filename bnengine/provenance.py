@@ -17,7 +17,7 @@ from . import __version__
 
 LIBRARIES = (
     *("numpy", "numba", "torch", "triton", "jax", "scikit-learn", "array-api-compat", "threadpoolctl"),
-    *("cupy-cuda12x", "cupy-cuda13x", "ml_dtypes"),
+    *("cupy-cuda12x", "cupy-cuda13x", "ml_dtypes", "quack-kernels", "liger-kernel", "cuda-bench"),
 )
 SETTINGS = (
     "OPENBLAS_NUM_THREADS",

@@ -8,6 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import get_args
 
@@ -83,3 +84,11 @@ def test_the_public_surface_is_what_all_says():
 )
 def test_words_of_a_type_are_the_rows_of_its_table(words, table):
     assert get_args(words) == tuple(table)
+
+
+def test_the_extras_of_cuda_bring_its_libraries():
+    """CuPy loads cuBLAS where a matrix product is taken: its package alone brings no library of CUDA."""
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for version in ("12", "13"):
+        (needed,) = extras[f"cuda{version}"]
+        assert needed.startswith(f"cupy-cuda{version}x[ctk]>=")

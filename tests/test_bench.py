@@ -138,7 +138,7 @@ def spoiled(name, calls):
 
     def build(case):
         def call():
-            values, z = normalization.as_written(case.x, case.gamma, case.beta, case.dy, case.axis)
+            values, z = normalization.equations(case.x, case.gamma, case.beta, case.dy, case.axis)
             wide = [1] * case.x.ndim
             wide[case.axis] = -1
             wrong = {
@@ -178,7 +178,7 @@ def test_a_step_is_left_out_if_it_is_wrong_on_other_data_too(errors, left):
     found, left_out = timing.check(case, {"spoiled": build})
     assert [one["kind"] for one in left_out] == left
     assert list(found.values()) == ([] if left else [1e-9])
-    assert (case.redrawn().batches[0][0] != case.batches[0][0]).any()
+    assert (case.redraw().batches[0][0] != case.batches[0][0]).any()
 
 
 def test_a_library_that_is_not_installed_is_named(monkeypatch, capsys):
@@ -220,7 +220,7 @@ def test_jax_without_float64_is_named():
     if jax.config.jax_enable_x64:
         pytest.skip("JAX has float64 here")
     outcome = timing.measure(
-        Case(Shape((4, 3)), "float64"), normalization.BUILDERS, wanted="jax.jit".__eq__, repeats=2, pause=0.0
+        Case(Shape((4, 3)), "float64"), normalization.BUILDERS, wants="jax.jit".__eq__, repeats=2, pause=0.0
     )
     assert outcome.rows == []
     assert "JAX_ENABLE_X64" in outcome.left_out[0]["reason"]
@@ -244,6 +244,7 @@ def test_the_order_rotates_and_threads_are_set_before_each_sample():
 SMALL = (
     networks.Network((12, 9, 8, 5), 16),
     networks.Network((12, 9, 5), 10, "sigmoid", "sgd"),
+    networks.Network((12, 9, 5), 10, as_trained=True),
     networks.Network((12, 9, 5), 10, "relu", "adam", norm=False),
 )
 QUICK_STEPS = ["--steps", "--repeats", "2", "--contenders"]
@@ -258,7 +259,7 @@ def test_every_step_follows_the_float64_network(network, dtype):
     families = steps.builders(network)
     families.pop("torch.compile", None)  # compiles for a minute
     assert ("scikit-learn" in families) != network.norm
-    with settings.restored():
+    with settings.restore_at_end():
         for build in families.values():
             try:
                 contenders = list(build(case))
@@ -271,7 +272,7 @@ def test_every_step_follows_the_float64_network(network, dtype):
 
 @pytest.mark.parametrize("part", ["gamma", "beta", "weight", "bias"])
 def test_a_step_that_forgets_a_gradient_is_seen(part):
-    class Forgetful(networks.Written):
+    class Forgetful(networks.NumpyStep):
         def _update(self, grads):
             super()._update([{name: g * (name != part) for name, g in grad.items()} for grad in grads])
 
@@ -282,10 +283,11 @@ def test_a_step_that_forgets_a_gradient_is_seen(part):
 
 def test_steps_are_compared_and_their_page_faults_counted(monkeypatch, capsys):
     monkeypatch.setattr(networks, "FIXED", SMALL[:1])
-    names = "bnengine,bnengine without numba,matrix products,numpy"
+    names = "bnengine,bnengine compiled,bnengine without numba,matrix products,numpy"
     status, out, _ = run(capsys, *QUICK_STEPS, names, "--out", "record.json")
     assert status == 0
     assert "bnengine takes " in out
+    assert "bnengine compiled takes " in out
     record = json.loads(Path("record.json").read_text())
     assert {row["family"].lower() for row in record["rows"]} == set(names.split(","))
     assert {row["case"] for row in record["rows"]} == {SMALL[0].name}
@@ -298,7 +300,7 @@ def test_kernels_and_threads_are_put_back(rng):
     fast = kernels.FAST["numpy"]
     x = rng.standard_normal((4, 3))
     before = kernels.select(x)
-    with settings.restored():
+    with settings.restore_at_end():
         settings.use(("plain",))
         assert kernels.select(x).__name__.endswith("plain")
     assert kernels.FAST["numpy"] == fast
@@ -387,6 +389,21 @@ def test_a_busy_machine_is_told(monkeypatch, capsys):
     monkeypatch.setattr(provenance, "load", lambda: 1000.0)
     assert main(["bench", *TINY]) == 0
     assert "the machine is busy (load 1000.0" in capsys.readouterr().err
+
+
+def test_each_case_is_on_the_disk_when_it_is_measured(monkeypatch, capsys):
+    """What was measured stays where the next case never ends."""
+    measure, cases = bench.measure, []
+
+    def measured(case, *rest, **more):
+        if cases:
+            raise KeyboardInterrupt
+        cases.append(case)
+        return measure(case, *rest, **more)
+
+    monkeypatch.setattr(bench, "measure", measured)
+    assert run(capsys, *TINY, "--shapes", "8x4,8x5", "--out", "record.json")[0] == 130
+    assert {row["case"] for row in json.loads(Path("record.json").read_text())["rows"]} == {"8x4 rows"}
 
 
 # ---- warm-up

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import json
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from bnengine import backends, optimizers
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-OPTIONAL = ("torch", "jax", "dask", "cupy")
+OPTIONAL = ("torch", "jax", "dask", "cupy", "onnx")
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 
@@ -54,8 +55,8 @@ def test_the_blocks_of_a_page_run_in_order(path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(("path", "block"), WITH_LIBRARY)
 def test_a_block_for_an_optional_library_runs_by_itself(path: Path, block: str) -> None:
     for name in needs(block):
-        reason = backends.unusable(name)
-        if reason is not None:
+        reason = backends.unusable(name) if name in backends.NAMES else None
+        if reason is not None or find_spec(name) is None:
             pytest.skip(f"{name}: {reason}")
     run(block, path, {})
 

@@ -14,7 +14,7 @@ import numpy as np
 import oracles
 import pytest
 import ranks
-from libraries import NAMES, WITHOUT_FLOAT64, need
+from libraries import NAMES, UNNAMED, WITHOUT_FLOAT64, need
 from libraries import library as make_library
 
 import bnengine as bn
@@ -66,6 +66,34 @@ def test_batch_norm_is_the_float64_one(library, rng, shape, axis, activation, of
         assert type(result) is type(to(x))
         assert host(result).dtype == like.dtype
         assert host(result).shape == like.shape
+
+
+@pytest.mark.filterwarnings("ignore:onnxruntime is not installed")
+@pytest.mark.parametrize("name", UNNAMED)
+def test_libraries_that_no_backend_names(rng, name):
+    library = make_library(name)
+    x, gamma, beta, dy = arguments(rng, (12, 3), 1, 1e3)
+    weight, labels = rng.standard_normal((3, 4)).astype(np.float32), rng.integers(0, 3, 12)
+    truth = oracles.batch_norm(x, gamma, beta, dy, relu=True)
+    to, host = library.asarray, library.host
+    y, residuals = bn.batch_norm(to(x), to(gamma), to(beta), activation="relu")
+    gradients = bn.batch_norm_backward(to(dy), residuals)
+    assert {type(value) for value in (y, *gradients)} == {type(to(x))}
+    close(host(y), truth.y, 1e-6, np.abs(truth.z).max())
+    close_but_at_kinks(host(gradients.x), truth.dx, 1e-6, truth.scale, truth.z)
+    close(host(gradients.gamma), truth.dgamma, 1e-6, np.abs(dy).max() * x.size)
+    running = bn.RunningStats.init(3, like=to(x)).update(residuals, momentum=None)
+    close(host(running.var), truth.var * 12 / 11, 1e-6)
+    for function, given in (
+        (lambda *a: bn.normalize(*a, activation="relu"), (x, gamma, beta**2 + 1, gamma, beta)),
+        (bn.linear_backward, (rng.standard_normal((12, 4)).astype(np.float32), x, weight)),
+        (bn.softmax_cross_entropy, (dy, labels)),
+        (lambda a: bn.gelu_backward(a, bn.gelu(a)), (dy,)),
+    ):
+        found, expected = function(*map(to, given)), function(*given)
+        pairs = [(found, expected)] if isinstance(expected, np.ndarray) else zip(found, expected, strict=True)
+        for a, b in pairs:
+            close(host(a), b, 2e-6)
 
 
 @pytest.mark.parametrize("case", oracles.CASES)
@@ -705,6 +733,15 @@ REFUSED = [
     (lambda: bn.batch_norm(GOOD, impl=3), TypeError, "impl: expected None or the name of an implementation, got 3"),
     (lambda: bn.batch_norm(GOOD, all_reduce=3), TypeError, "all_reduce: expected None or a function, got 3"),
     (lambda: bn.batch_norm(GOOD, all_reduce=len), TypeError, "all_reduce: expected an array of an array-API library"),
+    (
+        lambda: bn.batch_norm(GOOD, all_reduce=lambda a: None),
+        TypeError,
+        "all_reduce: expected an array .*, got NoneType",
+    ),
+    *(
+        (lambda n=n: bn.linear_backward(GOOD, GOOD, GOOD.T @ GOOD, **{n: 1}), TypeError, f"{n}: expected True or False")
+        for n in ("need_dx", "need_bias")
+    ),
     (lambda: bn.tanh_backward(GOOD, None), TypeError, "y: expected an array of an array-API library, got NoneType"),
     (lambda: bn.relu([1.0]), TypeError, "x: expected an array"),
 ]
@@ -732,6 +769,8 @@ def test_mixed_libraries_are_refused():
     torch = need("torch")
     with pytest.raises(TypeError, match="gamma: expected an array of numpy like x, got torch; convert one of them"):
         bn.batch_norm(GOOD, torch.ones(3))
+    with pytest.raises(TypeError, match="weight: expected an array of numpy like x, got torch"):
+        bn.linear(GOOD, torch.ones(3, 2))
     with pytest.raises(TypeError, match="dy: expected an array of torch like x, got numpy"):
         bn.batch_norm_backward(GOOD, bn.batch_norm(torch.ones(4, 3))[1])
 

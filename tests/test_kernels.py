@@ -95,11 +95,14 @@ def arguments_of(name):
         "normalize": (x, m, *end),
         "gradient_sums": (dy, x, m, *end),
         "input_gradient": (dy, x, m, sums, 19, *end),
+        "given": (m.mean.astype(np.float64) * 1.1, m.var, x),  # of more precision than statistics have
         "given_gradient": (dy, x, m, *end),
         "forward": (x, *end),
         "backward": (dy, x, m, *end),
         "blend": (m.mean, m.var, gamma, beta, 0.1, 1.5),
         "matmul": (x, dy.T),
+        "add_bias": (x, beta),
+        "column_sums": (x,),
         "relu": (x,),
         "relu_backward": (dy, x),
         "sigmoid": (x,),
@@ -127,9 +130,8 @@ UPDATES = {name for name in PUBLIC if "params" in inspect.signature(getattr(refe
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name not in UPDATES])  # which have tests of their own
 def test_same_numbers_as_the_reference(seam, name):
-    arguments = arguments_of(name)
-    want = leaves_of(getattr(reference, name)(*arguments))
-    got = leaves_of(getattr(seam.module, name)(*arrays_through(seam.put, arguments)))
+    want = leaves_of(getattr(reference, name)(*arguments_of(name)))  # which may write into them
+    got = leaves_of(getattr(seam.module, name)(*arrays_through(seam.put, arguments_of(name))))
     for ours, theirs in zip(got, want, strict=True):
         np.testing.assert_allclose(seam.get(ours), theirs, rtol=2e-6, atol=2e-6)
 
@@ -700,6 +702,12 @@ def test_matmul_and_sigmoid(fast, dtype):
     np.testing.assert_allclose(fast.matmul(a, b), a @ b, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(fast.matmul(b.T, a.T), (a @ b).T, rtol=1e-5, atol=1e-5)
     assert fast.matmul(a, b).dtype == dtype
+    mixed = fast.matmul(a, b.astype(np.float16))
+    assert mixed.dtype == dtype
+    np.testing.assert_allclose(mixed, a @ b.astype(np.float16), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(fast.matmul(a, b[:, 0]), a @ b[:, 0], rtol=1e-5, atol=1e-5)
+    stack = np.stack([a, -a])
+    np.testing.assert_allclose(fast.matmul(stack, b), stack @ b, rtol=1e-5, atol=1e-5)
     x = np.concatenate([[-1000, -100, -20, -0.0, 0.0, 20, 1000, np.inf, -np.inf, np.nan], 8 * a.reshape(-1)])
     x = x.astype(dtype)
     y = fast.sigmoid(x)

@@ -20,6 +20,8 @@ NETWORKS = {
     "pre leaky": bn.mlp([5, 7, 3], activation="leaky_relu"),
     "post relu": bn.mlp([5, 7, 6, 3], norm_position="post"),
     "none": bn.mlp([5, 7, 3], norm=None),
+    "pre dyt": bn.mlp([5, 7, 6, 3], norm="dyt"),
+    "post dyt": bn.mlp([5, 7, 3], norm="dyt", norm_position="post", activation="tanh"),
     "standardised": bn.mlp([5, 7, 3], standardize=True),
     "logistic": bn.mlp([5, 3]),
     "norm first": bn.Sequential((bn.BatchNorm(5), bn.Linear(5, 3))),
@@ -54,21 +56,79 @@ def test_gradients_are_directional_derivatives(name, rng):
 
 
 @pytest.mark.parametrize(
-    ("library", "eps", "momentum"),
+    ("library", "eps", "momentum", "unbiased"),
     [
-        ("torch", 1e-5, 0.1),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
-        ("keras", 1e-3, 1 - 0.99),  # BatchNormalization(momentum=0.99, epsilon=0.001)
-        ("flax", 1e-5, 1 - 0.99),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
-        ("onnx", 1e-5, 1 - 0.9),  # BatchNormalization: epsilon 1e-05, momentum 0.9
-        ("chainer", 2e-5, 1 - 0.9),  # BatchNormalization(decay=0.9, eps=2e-05)
+        ("torch", 1e-5, 0.1, True),  # torch.nn.BatchNorm1d(eps=1e-05, momentum=0.1)
+        ("keras", 1e-3, 1 - 0.99, False),  # BatchNormalization(momentum=0.99, epsilon=0.001)
+        ("flax", 1e-5, 1 - 0.99, False),  # nnx.BatchNorm(momentum=0.99, epsilon=1e-05)
+        ("onnx", 1e-5, 1 - 0.9, False),  # BatchNormalization: epsilon 1e-05, momentum 0.9
+        ("chainer", 2e-5, 1 - 0.9, True),  # BatchNormalization(decay=0.9, eps=2e-05)
     ],
 )
-def test_defaults_of_other_libraries(library, eps, momentum):
-    assert bn.BatchNorm(3, **bn.like(library)) == bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9))
+def test_defaults_of_other_libraries(library, eps, momentum, unbiased):
+    expected = bn.BatchNorm(3, eps=eps, momentum=round(momentum, 9), unbiased=unbiased)
+    assert bn.BatchNorm(3, **bn.like(library)) == expected
     with pytest.raises(
         ValueError, match="library: expected 'torch', 'keras', 'flax', 'onnx' or 'chainer', got 'caffe'"
     ):
         bn.like("caffe")
+
+
+def torch_trained(batches):
+    torch = need("torch")
+    norm = torch.nn.BatchNorm1d(4).train()
+    for batch in batches:
+        norm(torch.from_numpy(batch))
+    return (
+        norm.running_mean.numpy(),
+        norm.running_var.numpy(),
+        norm.eval()(torch.from_numpy(batches[0])).detach().numpy(),
+    )
+
+
+def keras_trained(batches):
+    keras = pytest.importorskip("keras")
+    norm = keras.layers.BatchNormalization()
+    for batch in batches:
+        norm(batch, training=True)
+    found = norm.moving_mean, norm.moving_variance, norm(batches[0], training=False)
+    return tuple(map(keras.ops.convert_to_numpy, found))
+
+
+def flax_trained(batches):
+    nnx = pytest.importorskip("flax.nnx")
+    norm = nnx.BatchNorm(4, rngs=nnx.Rngs(0), use_running_average=False)
+    for batch in batches:
+        norm(batch)
+    y = norm(batches[0], use_running_average=True)
+    return np.asarray(norm.mean[...]), np.asarray(norm.var[...]), np.asarray(y)
+
+
+@pytest.mark.filterwarnings("ignore")  # of those libraries
+@pytest.mark.parametrize(
+    ("library", "their"), [("torch", torch_trained), ("keras", keras_trained), ("flax", flax_trained)]
+)
+def test_running_statistics_are_those_of_other_libraries(library, their, rng):
+    batches = (3 + 2 * rng.standard_normal((30, 6, 4))).astype(np.float32)
+    mean, var, y = their(batches)
+    net = bn.Sequential((bn.BatchNorm(4, **bn.like(library)),))
+    params, state = net.init(0, backend="numpy")
+    for batch in batches:
+        _, state, _ = net.forward(params, state, batch, training=True)
+    np.testing.assert_allclose(state["0"]["mean"], mean, rtol=2e-6)
+    np.testing.assert_allclose(state["0"]["var"], var, rtol=5e-6)  # Flax computes E[x^2] - E[x]^2
+    np.testing.assert_allclose(net.forward(params, state, batches[0], training=False)[0], y, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ["population", "batches"])
+def test_recalibration_takes_biased_averages_for_what_they_are(estimator, rng):
+    x = rng.standard_normal((12, 3))
+    found = []
+    for unbiased in (True, False):
+        net = bn.Sequential((bn.BatchNorm(3, unbiased=unbiased),))
+        given = *net.init(0, backend=FLOAT64), x
+        found.append(bn.recalibrate(net, *given, estimator=estimator, batch_size=4, backend=FLOAT64)["0"]["var"])
+    np.testing.assert_array_equal(*found)
 
 
 def test_inference_uses_running_statistics_and_keeps_them(rng):
@@ -200,7 +260,7 @@ REFUSED = [
     (lambda: bn.Activation("swish"), "name: expected 'relu', .*, got 'swish'"),
     (lambda: bn.mlp([3]), r"sizes: expected at least inputs and outputs, as in \[64, 10\], got \[3\]"),
     (lambda: bn.mlp(3), "sizes: expected at least inputs and outputs, .*, got 3"),
-    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch' or None, got 'layer'"),
+    (lambda: bn.mlp([3, 2], norm="layer"), "norm: expected 'batch', 'dyt' or None, got 'layer'"),
     (lambda: bn.mlp([3, 2], norm_position="middle"), "norm_position: expected 'pre' or 'post', got 'middle'"),
     (lambda: from_spec([{"layer": "Conv"}]), "layers: expected Linear, .*, got"),
 ]
@@ -261,7 +321,66 @@ def test_backward_after_inference_is_refused(rng):
         net.backward(params, residuals, y)
 
 
-# ---- dropout, skips, layers and losses of one's own
+# ---- Dynamic Tanh, dropout, skips, layers and losses of one's own
+
+
+def dynamic_tanh_by_complex_steps(dy, x, **params):
+    """Gradients of sum(dy * y) by x and the parameters: those of one element each, exact to rounding."""
+
+    def value(x, alpha, gamma, beta):
+        return np.sum(dy * (gamma * np.tanh(alpha * x) + beta))
+
+    found = {}
+    for name, given in {"x": x, **params}.items():
+        found[name] = np.zeros(given.shape)
+        for place in np.ndindex(given.shape):
+            ahead = given.astype(complex)
+            ahead[place] += 1e-30j
+            found[name][place] = value(**{"x": x, **params, name: ahead}).imag / 1e-30
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_dynamic_tanh_and_its_gradients(library, rng, dtype):
+    if dtype == "float16" and library.name.startswith("strict"):
+        pytest.skip("has no float16")
+    params = {"alpha": np.asarray([0.7]), "gamma": rng.standard_normal(3), "beta": rng.standard_normal(3)}
+    x, dy = (rng.standard_normal((6, 3)).astype(dtype) for _ in range(2))
+    x[0] = 5, -5, 0  # far into the tails, and the middle
+    layer, own = bn.DynamicTanh(3), {name: library.asarray(p.astype(np.float32)) for name, p in params.items()}
+    wide = {name: p.astype(np.float32).astype(np.float64) for name, p in params.items()}
+    y, state, residuals = layer.forward(own, {}, library.asarray(x), bn.Context(training=True))
+    grads, dx = layer.backward(own, residuals, library.asarray(dy), need_dx=True)
+    expected = dynamic_tanh_by_complex_steps(dy.astype(np.float64), x.astype(np.float64), **wide)
+    expected["y"] = wide["gamma"] * np.tanh(wide["alpha"] * x.astype(np.float64)) + wide["beta"]
+    for name, got in {**grads, "x": dx, "y": y}.items():
+        found, rounding = library.host(got), 1e-3 if dtype == "float16" and name in "xy" else 1e-6
+        assert found.dtype == (dtype if name in "xy" else np.float32)
+        np.testing.assert_allclose(found, expected[name], rtol=0, atol=rounding * np.abs(expected[name]).max())
+    assert state == {}
+    assert layer.backward(own, residuals, library.asarray(dy), need_dx=False)[1] is None
+
+
+def test_dynamic_tanh_starts_as_its_paper_says():
+    layer = bn.mlp([4, 6, 6, 2], norm="dyt").layers[1]
+    params, _ = layer.init(np.random.default_rng(0), FLOAT64)
+    assert {name: value.tolist() for name, value in params.items()} == {
+        "alpha": [0.5],
+        "gamma": [1] * 6,
+        "beta": [0] * 6,
+    }
+    with pytest.raises(ValueError, match="alpha: expected a number of at least 0, got nan"):
+        bn.DynamicTanh(3, alpha=float("nan"))
+    with pytest.raises(ValueError, match="features: expected a positive int, got 0"):
+        bn.DynamicTanh(0)
+
+
+def test_dynamic_tanh_networks_keep_their_biases():
+    def names(**settings):
+        return list(map(str, bn.mlp([4, 6, 2], norm="dyt", **settings).layers))
+
+    assert names() == ["Linear", "DynamicTanh", "relu", "Linear"]
+    assert names(norm_position="post", activation="tanh") == ["Linear", "tanh", "DynamicTanh", "Linear"]
 
 
 def test_dropout_draws_the_same_on_every_library(library, rng):
@@ -291,6 +410,20 @@ def test_draws_are_uniform_and_independent():
         assert np.abs(ones - 0.5).max() < 5 * 0.5 / n**0.5
     counts = np.histogram(u[0], 64, (0, 1))[0]
     assert ((counts - n / 64) ** 2 / (n / 64)).sum() < 63 + 5 * (2 * 63) ** 0.5
+
+
+def test_every_element_is_drawn_anew_at_every_step():
+    low = np.asarray([bn.Draws(3, step).bits(np.zeros((2, 32))) < 2**23 for step in range(400)])
+    assert np.abs(low.mean(axis=0) - 0.5).max() < 5 * (0.25 / 400) ** 0.5
+
+
+def test_draws_stay_the_same_from_version_to_version():
+    """A training that goes on with a later version has the same dropout."""
+    draws = bn.Draws(11, 7)
+    assert [draws.bits(np.zeros((2, 3))).tolist() for _ in range(2)] == [
+        [[2593880, 12799120, 14136813], [8553455, 1791609, 2393191]],
+        [[6435044, 7501842, 11223557], [3806907, 2291908, 5904127]],
+    ]
 
 
 def test_dropout_keeps_the_mean_and_does_nothing_in_inference():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import ranks
 
-from bnengine.parallel import Nccl, RankError
+from bnengine.parallel import Nccl, RankError, _take_gpu
 
 KINDS = {7: np.float32, 8: np.float64, 2: np.int32, 4: np.int64}
 
@@ -47,20 +47,33 @@ class StandIn:
         target[:] = self.ranks._sum(source.copy())
 
 
+class CudaError(RuntimeError):
+    """CuPy's, made of a status."""
+
+
 @pytest.fixture
 def cupy(monkeypatch):
-    stream = types.SimpleNamespace(ptr=5, done=True)
+    stream = types.SimpleNamespace(ptr=5)
     nccl = types.ModuleType("cupy.cuda.nccl")
     nccl.NCCL_FLOAT32, nccl.NCCL_FLOAT64, nccl.NCCL_INT32, nccl.NCCL_INT64, nccl.NCCL_SUM = 7, 8, 2, 4, 0
     nccl.get_unique_id = lambda: b"one"
     nccl.NcclCommunicator = StandIn
     cuda = types.ModuleType("cupy.cuda")
     cuda.nccl, cuda.get_current_stream = nccl, lambda: stream
+    cuda.runtime = types.ModuleType("cupy.cuda.runtime")
+    cuda.runtime.CUDARuntimeError = CudaError
+    cuda.runtime.status = 0
+    cuda.runtime.streamQuery = lambda pointer: cuda.runtime.status if pointer == stream.ptr else 400
     module = types.ModuleType("cupy")
     module.cuda, module.ndarray = cuda, Memory
     module.ascontiguousarray = lambda a: np.ascontiguousarray(a).view(Memory)
     module.empty_like = lambda a: np.empty_like(a).view(Memory)
-    for name, value in {"cupy": module, "cupy.cuda": cuda, "cupy.cuda.nccl": nccl}.items():
+    for name, value in {
+        "cupy": module,
+        "cupy.cuda": cuda,
+        "cupy.cuda.nccl": nccl,
+        "cupy.cuda.runtime": cuda.runtime,
+    }.items():
         monkeypatch.setitem(sys.modules, name, value)
     monkeypatch.setattr(StandIn, "made", {})
     monkeypatch.setattr("bnengine.parallel.is_cupy_array", lambda a: isinstance(a, Memory))
@@ -86,13 +99,60 @@ def test_arrays_of_the_device_are_summed_by_nccl(cupy, dtype):
 
 
 def test_a_sum_that_never_ends_is_given_up(cupy):
-    cupy.cuda.get_current_stream().done = False
+    cupy.cuda.runtime.status = 600  # cudaErrorNotReady
 
     def run(control):
         with pytest.raises(RankError, match=r"waited 0.05 s for the others"):
             Nccl(control, 0.05).sum(np.ones(3).view(Memory))
 
     ranks.together(2, run)
+
+
+def test_an_error_of_cuda_is_raised_as_what_it_is(cupy):
+    """A stream after an error is never done: 300 s later it was called the death of another rank."""
+    cupy.cuda.runtime.status = 700  # cudaErrorIllegalAddress
+
+    def run(control):
+        with pytest.raises(CudaError, match="700"):
+            Nccl(control, 5.0).sum(np.ones(3).view(Memory))
+
+    ranks.together(2, run)
+
+
+class Gpu:
+    """cupy.cuda.Device as far as ranks share them out."""
+
+    used = None
+
+    def __init__(self, number):
+        self.number = number
+
+    def use(self):
+        Gpu.used = self.number
+
+
+@pytest.mark.parametrize(
+    ("seen", "numbers"),
+    [
+        ([["a", "b"], ["a", "b"]], [0, 1]),
+        ([["a"], ["b"]], [0, 0]),  # each rank is shown its own, as srun --gpus-per-task=1 does
+        ([["a", "b"], ["b", "a"], ["c", "a"]], [0, 0, 0]),
+        ([["a", "b"], ["a"]], [0, None]),
+        ([[], []], [None, None]),
+    ],
+)
+def test_ranks_of_a_node_share_out_the_gpus_that_they_see(cupy, seen, numbers):
+    cupy.cuda.Device = Gpu
+    for rank, number in enumerate(numbers):
+        if number is None:
+            found = len({name for names in seen for name in names})
+            with pytest.raises(
+                RankError, match=f"a GPU for each rank, and this node has {found} for rank {rank} on it"
+            ):
+                _take_gpu(seen, rank)
+        else:
+            _take_gpu(seen, rank)
+            assert Gpu.used == number
 
 
 def test_the_constants_and_calls_are_cupys():

@@ -348,6 +348,31 @@ def test_statistics_take_one_sum_where_the_means_are_near_zero(rng, offset, sums
         assert reductions == sums
 
 
+class Device(np.ndarray):
+    """As an array on a device: `waits` counts how often the host asks for values."""
+
+    waits = 0
+
+    def __getitem__(self, key):
+        return np.asarray(super().__getitem__(key)).view(Device)
+
+    def tolist(self):
+        Device.waits += 1
+        return super().tolist()
+
+    def __int__(self):
+        Device.waits += 1
+        return super().__int__()
+
+
+def test_the_count_over_ranks_is_read_once(rng):
+    """Each value that is read waits for the device."""
+    Device.waits = 0
+    _, residuals = bn.batch_norm(rng.standard_normal((5000, 3)), all_reduce=lambda a: (2 * a).view(Device))
+    assert residuals.count == 10_000
+    assert Device.waits == 1
+
+
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e4, 1e6])
 def test_a_library_without_float64_takes_two(rng, offset):
     xp = libraries.need("jax.numpy")

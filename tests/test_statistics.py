@@ -615,3 +615,34 @@ def test_averaged_parameters(library, rng):
     ):
         with pytest.raises((TypeError, ValueError), match=words):
             bn.average_params(given, weights=weights)
+
+
+# ---- other libraries
+
+
+def test_padding_is_left_out_as_keras_leaves_it_out(rng, monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    need("jax")
+    keras = need("keras")
+    x, mask = rng.standard_normal((6, 5, 3)).astype(np.float32), rng.random((6, 5)) < 0.6
+    layer = keras.layers.BatchNormalization(momentum=0.9, epsilon=1e-3)
+    wanted = np.asarray(layer(x, training=True, mask=mask))
+    y, r = bn.batch_norm(x, axis=-1, eps=1e-3, weights=mask[:, :, None])
+    close(y, wanted, 1e-5)
+    biased = bn.RunningStats.init(3, like=x).update(r, momentum=0.1).mean
+    close(biased, np.asarray(layer.moving_mean), 1e-5)
+
+
+def test_averages_over_equal_batches_are_those_of_update_bn(rng):
+    torch = need("torch")
+    x = rng.standard_normal((64, 5))
+    order = bn.data.batches(64, 16, np.random.default_rng(0))
+    model = torch.nn.Sequential(torch.nn.Linear(5, 7, bias=False), torch.nn.BatchNorm1d(7), torch.nn.ReLU()).double()
+    torch.optim.swa_utils.update_bn([torch.asarray(x[rows]) for rows in order], model)
+    net = bn.Sequential((bn.Linear(5, 7, bias=False), bn.BatchNorm(7, activation="relu")))
+    backend = bn.backend("numpy", dtype="float64")
+    params, state = net.init(0, backend=backend)
+    params["0"]["weight"] = model[0].weight.detach().numpy().T.copy()
+    found = bn.recalibrate(net, params, state, x, estimator="batches", batch_size=16, backend=backend)["1"]
+    np.testing.assert_allclose(found["mean"], model[1].running_mean.numpy(), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(found["var"], model[1].running_var.numpy(), rtol=1e-12)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from bnengine.study import processes, summary, trial
 from bnengine.study.experiments import EXPERIMENTS, Trial, trials
 
 TINY = ["--quick", "--seeds", "2", "--steps", "12", "--jobs", "2"]
-NAMES = "section_4_1,norm_position,bias"
+NAMES = "section_4_1,norm_position,bias,geometry"
 
 
 def run(capsys, *arguments):
@@ -63,7 +64,9 @@ def planned(*names, quick=False):
 def test_the_plan_is_what_the_study_promises():
     every = planned()
     assert len(every) == len(set(every))
-    assert min(trial.steps for trial in every) == 2000
+    assert min(trial.steps for trial in every if trial.experiment != "geometry") == 2000
+    assert {(trial.steps, trial.hidden) for trial in planned("geometry")} == {(0, 50)}
+    assert {trial.experiment for trial in every if trial.norm == "dyt"} == {"learning_rate", "depth", "geometry"}
     assert {trial.seed for trial in every} == {0, 1, 2}
     for panel in EXPERIMENTS["learning_rate"].panels:
         rates = sorted(
@@ -86,9 +89,10 @@ def test_the_plan_is_what_the_study_promises():
 
 def test_the_arms_differ_by_the_normalisation_alone():
     every = set(planned("learning_rate", "matched", "initial_scale", "optimizer", "batch_size", "depth"))
-    assert {dataclasses.replace(trial, norm="none") for trial in every if trial.norm == "batch"} == {
-        trial for trial in every if trial.norm == "none"
-    }
+    with_none = {trial for trial in every if trial.norm == "none"}
+    assert {dataclasses.replace(trial, norm="none") for trial in every if trial.norm == "batch"} == with_none
+    dyt = {trial for trial in every if trial.norm == "dyt"}
+    assert {dataclasses.replace(trial, norm="none") for trial in dyt} < with_none
 
 
 def test_quick_takes_every_second_value():
@@ -144,15 +148,23 @@ def test_a_trial_that_diverges_stops_and_counts_as_guessing(problem):
     assert np.isfinite(curve["loss"]).all()
 
 
-def test_a_trial_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
-    step, losses = trial.train_step, iter([*[None] * 15, np.float32(np.nan)])
+def wrap_steps(monkeypatch, wrapper):
+    """wrapper(step, *arguments) in the place of each trial's step."""
+    compiled = trial.compiled
+    monkeypatch.setattr(
+        trial, "compiled", lambda *given, **options: functools.partial(wrapper, compiled(*given, **options))
+    )
 
-    def breaking(*arguments):
+
+def test_a_trial_that_diverges_late_counts_as_guessing_too(problem, monkeypatch):
+    losses = iter([*[None] * 15, np.float32(np.nan)])
+
+    def breaking(step, *arguments):
         *rest, loss = step(*arguments)
         broken = next(losses)
         return *rest, loss if broken is None else broken
 
-    monkeypatch.setattr(trial, "train_step", breaking)
+    wrap_steps(monkeypatch, breaking)
     row, curve = trial.train(tiny(norm="batch", learning_rate=0.3), problem, 0.3)
     assert curve["step"] == [11, 15]
     assert max(curve["test_accuracy"]) > 0.5
@@ -166,19 +178,54 @@ def test_a_trial_repeats_with_its_seed_and_not_with_another(problem):
 
 
 def test_the_redundant_bias_is_there_and_changes_nothing(problem, monkeypatch):
-    step, drawn = trial.train_step, []
+    drawn = []
 
-    def watched(net, optimizer, params, *rest):
-        drawn.append(params["0"].get("bias"))
-        return step(net, optimizer, params, *rest)
+    def watched(step, params, *rest):
+        bias = params["0"].get("bias")
+        drawn.append(bias if bias is None else bias.copy())
+        return step(params, *rest)
 
-    monkeypatch.setattr(trial, "train_step", watched)
+    wrap_steps(monkeypatch, watched)
     ours, other = (
         trial.train(tiny(norm="batch", dtype="float64", bias=bias), problem, 0.8)[1] for bias in ("with", "without")
     )
     assert 0.5 < drawn[0].std() < 2
     assert drawn[-1] is None
     np.testing.assert_allclose(ours["loss"], other["loss"], rtol=0, atol=1e-12)
+
+
+def test_a_trial_with_dynamic_tanh_has_it_and_trains(problem):
+    net = trial.network(tiny(norm="dyt"), 64, 10)
+    assert [str(layer) for layer in net.layers[:3]] == ["Linear", "DynamicTanh", "relu"]
+    row, _ = trial.train(tiny(norm="dyt", learning_rate=0.3), problem, 0.8)
+    assert row["test_accuracy"] > 0.8
+
+
+@pytest.mark.parametrize("norm", ["batch", "dyt", "none"])
+def test_the_geometry_of_layers_is_that_of_plain_numpy(problem, norm):
+    """Each layer written out, the rank by singular values, angles by arctan2 of cross and dot products."""
+    chosen = tiny(experiment="geometry", norm=norm, hidden=2, steps=0, seed=3, dtype="float64")
+    row, curve = trial.train(chosen, problem, 0.8)
+    assert (row["test_accuracy"], row["steps_to_target"], row["diverged"]) == (0.1, None, False)
+    net = trial.network(chosen, 64, 10)
+    params, _ = net.init(3, backend="numpy")
+    a = problem.x[next(trial._batches(chosen, len(problem.x)))].astype(np.float64)
+    weights = [layer["weight"].astype(np.float64) for layer in params.values() if "weight" in layer]
+    for i in range(3):
+        values = np.linalg.svd(a, compute_uv=False)
+        assert curve["rank"][i] == pytest.approx((values**2).sum() ** 2 / (values**4).sum(), rel=1e-3)
+        between = np.asarray([[degrees(a[j], a[k]) for k in range(60) if k != j] for j in range(60)])
+        np.testing.assert_allclose(curve["angle_percentiles"][i], np.percentile(between, (15, 50, 85)), rtol=1e-3)
+        assert curve["furthest"][i] == pytest.approx(np.median(between, axis=1).max(), rel=1e-3)
+        z = a @ weights[i]
+        z = {"batch": (z - z.mean(0)) / np.sqrt(z.var(0) + 1e-5), "dyt": np.tanh(z / 2), "none": z}[norm]
+        a = np.maximum(z, 0)
+    assert curve["layer"] == [0, 1, 2]
+
+
+def degrees(u, v):
+    u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+    return 2 * np.degrees(np.arctan2(np.linalg.norm(u - v), np.linalg.norm(u + v)))
 
 
 # ---- a whole study
@@ -195,7 +242,7 @@ def test_a_study_writes_its_record_table_plots_and_page(directory, record):
     assert {"command", "versions", "data", "seeds", "steps", "target", "usable", "commit", "sessions"} <= set(meta)
     assert meta["command"] == f"bnengine study --experiment {NAMES} --quick --seeds 2 --steps 12"
     assert (meta["data"], meta["seeds"], meta["steps"], meta["target"]) == ("digits", [0, 1], 12, 0.8)
-    assert [session["runs"] for session in meta["sessions"]] == [len(record["rows"])] == [4 + 4 + 24]
+    assert [session["runs"] for session in meta["sessions"]] == [len(record["rows"])] == [4 + 24 + 4 + 12]
     wanted = "experiment network norm value optimizer learning_rate batch_size seed steps seconds test_accuracy"
     for row in record["rows"]:
         assert {*wanted.split(), "steps_to_target", "diverged"} <= set(row)

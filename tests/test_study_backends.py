@@ -19,13 +19,18 @@ TRIAL = Trial("section_4_1", "x", 0.1, "batch", 0, 30, activation="sigmoid", bia
 def test_another_library_trains_the_same_run(monkeypatch, backend, module):
     libraries.need(module)
     pytest.importorskip("sklearn")
-    seen, step = [], trial.train_step
+    seen, compiled = [], trial.compiled
 
-    def watched(net, optimizer, params, state, opt_state, x, labels):
-        seen.extend([x, labels, params["0"]["bias"]])
-        return step(net, optimizer, params, state, opt_state, x, labels)
+    def watching(*arguments, **options):
+        step = compiled(*arguments, **options)
 
-    monkeypatch.setattr(trial, "train_step", watched)
+        def watched(params, state, opt_state, x, labels):
+            seen.extend([x, labels, params["0"]["bias"]])
+            return step(params, state, opt_state, x, labels)
+
+        return watched
+
+    monkeypatch.setattr(trial, "compiled", watching)
     problem = trial.Problem.of("digits")
     row, curve = trial.train(dataclasses.replace(TRIAL, backend=backend), problem, 0.8)
     assert {type(array).__module__.partition(".")[0] for array in seen} == {module}

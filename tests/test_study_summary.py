@@ -186,5 +186,50 @@ def test_words_for_small_batches_and_positions():
     assert said(rows("norm_position", made))[expected] is None
 
 
+def test_words_for_dynamic_tanh():
+    dyt = {("dyt", 0.01): [0.82] * 5, ("dyt", 0.1): [0.81] * 5, ("dyt", 1.0): [0.1] * 5}
+    both = {key: seeds[:1] * 5 for key, seeds in WIDE.items()}
+    made = rows("learning_rate", both | dyt, diverged={("dyt", 1.0)})
+    texts = said(made)
+    best = (
+        "p: with Dynamic Tanh in the place of batch normalisation: best mean test accuracy 0.820 [0.820, 0.820] "
+        "(learning rate 0.01), 5 of 15 runs diverged: batch normalisation is higher by 4.0 points (Welch's 95% interval "
+        "-4.0 to -4.0)."
+    )
+    usable = "p: usable learning rates with Dynamic Tanh: none of 3."
+    assert [text for text in texts if "Tanh" in text] == [best, usable]
+    without = said(rows("learning_rate", both))
+    assert {text: wins for text, wins in texts.items() if "Tanh" not in text} == without
+    depths = {
+        ("batch", 2): 0.7,
+        ("batch", 5): 0.7,
+        ("none", 2): 0.7,
+        ("none", 5): 0.7,
+        ("dyt", 2): 0.85,
+        ("dyt", 5): 0.5,
+    }
+    made = rows("depth", {key: [accuracy] * 5 for key, accuracy in depths.items()})
+    last = "p: deepest network whose mean test accuracy reaches 0.8 with Dynamic Tanh: 2 hidden layers."
+    assert said(made)[last] is None
+
+
+def test_words_for_the_geometry():
+    made = rows("geometry", {("batch", 50): [0.1, 0.1], ("none", 50): [0.1, 0.1]})
+    curves = [
+        {"experiment": "geometry", "panel": "p", "norm": norm, "seed": seed, "layer": [0, 1], "rank": [20.0, rank]}
+        | {"angle_percentiles": [[70, 90, 95], [1, angle, 3]], "furthest": [91, furthest]}
+        for norm, seed, rank, angle, furthest in (
+            *(("batch", 0, 3, 10, 80), ("batch", 1, 4, 20, 90)),
+            *(("none", 0, 1.0, 1, 2), ("none", 1, 1.2, 2, 3)),
+        )
+    ]
+    assert said(made, curves) == {
+        "p: a mini-batch of rank 20.0, with a median angle of 90 degrees between two rows, has rank 3.5 and angle 15 after "
+        "1 layers with batch normalisation, its furthest row 85 degrees from the others.": None,
+        "p: a mini-batch of rank 20.0, with a median angle of 90 degrees between two rows, has rank 1.1 and angle 2 after "
+        "1 layers without it, its furthest row 2 degrees from the others.": None,
+    }
+
+
 def test_every_experiment_has_something_said_of_it():
     assert summary.SAID.keys() == EXPERIMENTS.keys()

@@ -152,6 +152,31 @@ def test_what_separates_the_columns_is_found_and_said(name, delimiter):
     assert found.notes == said
 
 
+def test_predict_and_evaluate_say_what_separates_the_columns(capsys):
+    text = points().replace(",", ";")
+    assert run(capsys, "train", "--data", write(text), *QUICK)[1].startswith("data.csv: columns separated by ';'\n")
+    assert run(capsys, "evaluate", "run")[::2] == (0, "")  # as training has said
+    said = "bnengine: data.csv: columns separated by ';'\n"
+    assert run(capsys, "evaluate", "run", "--data", "data.csv")[::2] == (0, said)
+    assert run(capsys, "predict", "run", "--data", "data.csv")[::2] == (0, said)
+    assert run(capsys, "predict", "run", "--data", "data.csv", "--delimiter", ";")[::2] == (0, "")
+
+
+def test_predict_and_evaluate_show_how_far_the_reading_is(capsys, monkeypatch):
+    write(points())
+    assert run(capsys, "train", "--data", "data.csv", *QUICK)[0] == 0
+    whole = "\r              \r"
+    for command in (
+        ["evaluate", "run"],
+        ["evaluate", "run", "--data", "data.csv"],
+        ["predict", "run", "--data", "data.csv"],
+    ):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+        assert run(capsys, *command)[2].endswith(whole)
+        monkeypatch.setattr(sys.stderr, "isatty", lambda: False)
+        assert run(capsys, *command)[2] == ""
+
+
 def test_a_delimiter_can_be_named(capsys):
     write("a|b|kind\n" + "1|2|x\n3|4|y\n" * 20)
     assert data.load("data.csv", delimiter="|").columns == ("a", "b")

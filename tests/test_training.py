@@ -279,6 +279,7 @@ def test_precise_statistics_are_the_data_s(rng):
     assert gap["var_ratio"] == pytest.approx(np.max(x.var(0)), rel=0.02)
     assert gap["batches"] == 0
     assert bn.statistics_gap({}, {}) == {}
+    assert bn.statistics_gap(precise, precise) == {"mean_gap": 0, "var_ratio": 1, "batches": precise["0"]["batches"]}
 
 
 def test_statistics_that_were_never_updated_are_reported(digits):
@@ -440,6 +441,7 @@ REFUSED = [
     ({"train": (ROWS[0].astype(str), ROWS[1])}, "train: expected numbers, got dtype"),
     ({"train": ROWS, "validation": (ROWS[0][:, :1], ROWS[1])}, r"validation: expected x of shape \(N, 3\)"),
     ({"train": ROWS[0]}, r"train: expected a pair \(x, targets\), got an array of shape \(4, 3\) and dtype float32"),
+    ({"train": (*ROWS, ROWS[1])}, r"train: expected a pair \(x, targets\), got"),
     ({"train": (ROWS[0], ROWS[0]), "loss": "mse"}, r"train: expected targets of shape \(4, 2\), got \(4, 3\)"),
     ({"train": ROWS, "epochs": 0}, "epochs: expected an int of at least 1, got 0"),
     ({"train": ROWS, "loss": "hinge"}, "loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse', got 'hinge'"),

@@ -21,7 +21,20 @@ from . import networks, normalization, pictures, scaling, settings, steps, table
 from .limit import MINIMUM, PASSES
 from .normalization import FIXED, Shape, draw_shapes
 from .records import Mean, Record, Row, Speed
-from .timing import COPY, FAILED, OURS, WRONG, Builder, Case, Outcome, geometric_mean, measure, shorten, time_is_over
+from .timing import (
+    COPY,
+    FAILED,
+    OURS,
+    RECORDED,
+    WRONG,
+    Builder,
+    Case,
+    Outcome,
+    geometric_mean,
+    measure,
+    shorten,
+    time_is_over,
+)
 
 PAUSE = 0.006
 """Seconds in which the threads of another library stop spinning."""
@@ -127,15 +140,15 @@ class Options(_Options):
             return {"fixed": list(gpu.normalization.FIXED)}
         return {"fixed": list(FIXED)}
 
-    def wanted(self, family: str) -> bool:
+    def wants(self, family: str) -> bool:
         """Whether a contender was asked for. bnengine always is, and the copy, which the limit is taken from."""
-        if self.contenders is None or family in (OURS, COPY):
+        if self.contenders is None or family in (OURS, RECORDED, COPY):
             return True
         return family.lower() in _names(self.contenders)
 
 
-def run(options: Options, tell: Callable[[str], None]) -> Record:
-    """Measure, telling lines of the table as they come; return the record.
+def run(options: Options, tell: Callable[[str], None], keep: Callable[[Record], None] | None = None) -> Record:
+    """Measure, telling lines of the table as they come; return the record, and keep it as it is after each case.
 
     Returns
     -------
@@ -157,7 +170,10 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
         "repeats": options.samples,
         "rows": [],
         "left_out": [],
+        "summary": [],
     }
+    if keep is not None:
+        tell = _telling(tell, keep, record)
     if options.backend == "cupy":
         from . import gpu
 
@@ -172,11 +188,25 @@ def run(options: Options, tell: Callable[[str], None]) -> Record:
     return record
 
 
+def _telling(tell: Callable[[str], None], keep: Callable[[Record], None], record: Record) -> Callable[[str], None]:
+    """`tell`, which also keeps the record where rows have come since: what was measured stays, however the rest ends."""
+    kept = 0
+
+    def told(line: str) -> None:
+        nonlocal kept
+        tell(line)
+        if len(record["rows"]) > kept:
+            kept = len(record["rows"])
+            keep(record)
+
+    return told
+
+
 def _processor(options: Options, record: Record, tell: Callable[[str], None]) -> None:
     tell(tables.heading(record))
     if options.measures("kernels"):
         _normalization(options, record, tell)
-    with settings.restored():  # a contender's threads and kernels are its own
+    with settings.restore_at_end():  # a contender's threads and kernels are its own
         if options.measures("steps"):
             _steps(options, record, tell)
         if options.measures("scaling"):
@@ -216,7 +246,7 @@ def _measure(
     """The rows of a case, which are added to the record."""
     if time_is_over(options.minutes, record, about["case"]):
         return []
-    outcome: Outcome = measure(case, builders, wanted=options.wanted, repeats=options.samples, pause=pause)
+    outcome: Outcome = measure(case, builders, wants=options.wants, repeats=options.samples, pause=pause)
     rows = [about | row | _of_limit(row) for row in outcome.rows]
     record["rows"] += rows
     record["left_out"] += [{"case": about["case"], **left} for left in outcome.left_out]
@@ -270,7 +300,7 @@ def check_plot(options: Options, plot: Path, out: Path | None) -> None:
         raise ConfigError(f"plot: {plot} is the file of --out too; choose another")
     if plot.suffix != ".png":
         raise ConfigError(f"plot: expected a name that ends in .png, got {plot}")
-    if options.backend == "numpy" and not options.scaling and not any(map(options.wanted, pictures.BASES)):
+    if options.backend == "numpy" and not options.scaling and not any(map(options.wants, pictures.BASES)):
         raise ConfigError(f"plot: shows speeds relative to another contender; add one of {', '.join(pictures.BASES)}")
     _drawing.drawing()
 

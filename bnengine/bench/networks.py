@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -14,7 +15,7 @@ from .._typing import DTypeName, Library, Native
 from ..backends import as_numpy, backend
 from ..fully_connected import mlp
 from ..functional.activations import ActivationName
-from ..optimizers import OptimizerName
+from ..optimizers import BY_NAME, Optimizer, OptimizerName, cosine
 from .timing import Contender, nothing
 
 CHECKED = 6
@@ -42,25 +43,44 @@ class Network:
     activation: ActivationName = "relu"
     optimizer: OptimizerName = "adam"
     norm: bool = True
+    as_trained: bool = False
+    """As `bnengine train` has it: inputs are standardised in the network, and the rate falls with a cosine."""
 
     @property
     def name(self) -> str:
         """Sizes, normalisation, activation, batch and optimiser in one line, as tables and records call it."""
         sizes = "-".join(map(str, self.sizes))
-        return f"{sizes} {'BN ' if self.norm else ''}{self.activation}, batch {self.batch}, {self.optimizer}"
+        words = f"{sizes} {'BN ' if self.norm else ''}{self.activation}, batch {self.batch}, {self.optimizer}"
+        return f"{words}, standardised, cosine" if self.as_trained else words
 
     @property
     def rate(self) -> float:
-        """The learning rate that is usual for its optimiser."""
+        """The learning rate that is usual for its optimiser, at first."""
         return {"adam": 1e-3, "sgd": 0.1}[self.optimizer]
 
+    def rate_after(self, steps: Any, cos: Callable[[Any], Any] = math.cos) -> Any:
+        """The learning rate after so many steps, by the cosine of a library."""
+        return self.rate * 0.5 * (1 + cos(math.pi / STEPS * steps)) if self.as_trained else self.rate
+
+    def optimizer_of_ours(self) -> Optimizer:
+        """With its rate."""
+        rate = cosine(self.rate, steps=STEPS) if self.as_trained else self.rate
+        return BY_NAME[self.optimizer](rate)
+
+
+STEPS = 1_000_000
+"""Over which a cosine falls: more than are timed."""
 
 FIXED = (
     Network((784, 256, 256, 256, 10), 128),
     Network((784, 100, 100, 100, 10), 60, "sigmoid", "sgd"),
+    Network((64, 256, 256, 10), 64, as_trained=True),
+    Network((30, 64, 64, 2), 32),
+    Network((784, 1024, 1024, 10), 256),
     Network((784, 256, 256, 256, 10), 128, norm=False),
 )
-"""A common network; that of the batch normalisation paper, section 4.1; and one that scikit-learn can train too."""
+"""A common network; that of the batch normalisation paper, section 4.1; that of `bnengine train` without options; those
+of a small table and of wide layers; and one that scikit-learn can train too."""
 
 
 class Case:
@@ -73,7 +93,12 @@ class Case:
         kind: Any = np.dtype(dtype)
         inputs, classes, n = network.sizes[0], network.sizes[-1], network.batch
         self.network, self.dtype, self.seed, self.library = network, cast("DTypeName", dtype), seed, library
-        self.net = mlp(list(network.sizes), norm="batch" if network.norm else None, activation=network.activation)
+        self.net = mlp(
+            list(network.sizes),
+            norm="batch" if network.norm else None,
+            activation=network.activation,
+            standardize=network.as_trained,
+        )
         self.backend = backend(library, dtype=self.dtype)
         drawn = [(rng.standard_normal((n, inputs), kind), rng.integers(0, classes, n)) for _ in range(BATCHES)]
         self.batches: list[tuple[Native, Native]] = [
@@ -90,7 +115,7 @@ class Case:
             found[-1] |= params[key]
         return found
 
-    def redrawn(self) -> Case:
+    def redraw(self) -> Case:
         """The same on other data.
 
         Where a value lies within rounding of ReLU's corner, the losses of right steps part for good, as they now and
@@ -101,7 +126,7 @@ class Case:
     @functools.cached_property
     def truth(self) -> list[float]:
         """Losses of the first steps in float64."""
-        step = Written(self, np.float64)
+        step = NumpyStep(self, np.float64)
         x, labels = self.batches[0]
         return [float(step(x.astype(np.float64), labels)) for _ in range(CHECKED)]
 
@@ -128,25 +153,30 @@ class Case:
         return Contender(family, call, error, TOLERANCE, variant, prepare)
 
 
-class Written:
+class NumpyStep:
     """A step as people write it in NumPy. In float64 it is what the others are checked against."""
 
     def __init__(self, case: Case, dtype: Any) -> None:
         self.network = case.network
         self.layers = [{name: a.astype(dtype) for name, a in layer.items()} for layer in case.layers()]
-        self.running = [{"mean": np.zeros_like(p["gamma"]), "var": np.ones_like(p["gamma"])} for p in self._normalized]
+        self.running = [{"mean": np.zeros_like(p["gamma"]), "var": np.ones_like(p["gamma"])} for p in self._with_norm]
         self.first, self.second = (
             [{name: np.zeros_like(a) for name, a in layer.items()} for layer in self.layers] for _ in range(2)
         )
         self.steps = 0
+        inputs = np.zeros(self.network.sizes[0], dtype)
+        self.standardize = (inputs, inputs + 1) if self.network.as_trained else None
 
     @property
-    def _normalized(self) -> list[dict[str, Native]]:
+    def _with_norm(self) -> list[dict[str, Native]]:
         return self.layers[:-1] if self.network.norm else []
 
     def __call__(self, x: Native, labels: Native) -> Any:
         """The loss of a batch, after which the parameters have moved."""
         a, saved = x, []
+        if self.standardize is not None:
+            mean, var = self.standardize
+            a = (x - mean) / np.sqrt(var)
         for i, layer in enumerate(self.layers[:-1]):
             z, norm = a @ layer["weight"], None
             if self.network.norm:
@@ -189,8 +219,9 @@ class Written:
         return grads
 
     def _update(self, grads: list[dict[str, Native]]) -> None:
+        rate = self.network.rate_after(self.steps)
         self.steps += 1
-        rate, b1, b2 = self.network.rate, ADAM["beta1"], ADAM["beta2"]
+        b1, b2 = ADAM["beta1"], ADAM["beta2"]
         for p, g, m, v in zip(self.layers, grads, self.first, self.second, strict=True):
             for name in p:
                 if self.network.optimizer == "sgd":

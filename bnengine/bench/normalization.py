@@ -21,6 +21,7 @@ from .timing import (
     OPERATORS,
     OURS,
     PYTORCH,
+    WEIGHTED,
     WITHOUT_NUMBA,
     Builder,
     Contender,
@@ -122,7 +123,7 @@ class Case:
     def truth(self) -> tuple[Values, Native]:
         """Results in float64, and where the pre-activation is too near zero to say on which side it falls."""
         x, gamma, beta, dy = (a.astype(np.float64) for a in (self.x, self.gamma, self.beta, self.dy))
-        values, z = as_written(x, gamma, beta, dy, self.axis)
+        values, z = equations(x, gamma, beta, dy, self.axis)
         return values, np.abs(z) < TOLERANCE[self.dtype]
 
     def contender(
@@ -155,10 +156,23 @@ def _engine(family: str, impl: Implementation | None, case: Case) -> Iterator[Co
     yield case.contender(family, call)
 
 
+def _weighted(case: Case) -> Iterator[Contender]:
+    """The same with a weight of 1 for each sample, which takes all that other weights take."""
+    samples = int(case.axis == 0)
+    weights = np.ones(case.x.shape[samples], case.x.dtype)
+
+    def call() -> Values:
+        how: dict[str, Any] = {"axis": case.axis, "activation": "relu", "weights": weights}
+        y, residuals = F.batch_norm(case.x, case.gamma, case.beta, **how)
+        return Values(y, *F.batch_norm_backward(case.dy, residuals))
+
+    yield case.contender(WEIGHTED, call)
+
+
 # ---- NumPy
 
 
-def as_written(
+def equations(
     x: Native, gamma: Native, beta: Native, dy: Native, axis: int, *, relu: bool = True
 ) -> tuple[Values, Native]:
     """The equations as people write them in NumPy, and the pre-activation; of CuPy's arrays too."""
@@ -175,7 +189,7 @@ def as_written(
 
 
 def _numpy(case: Case) -> Iterator[Contender]:
-    yield case.contender(NUMPY, lambda: as_written(case.x, case.gamma, case.beta, case.dy, case.axis)[0])
+    yield case.contender(NUMPY, lambda: equations(case.x, case.gamma, case.beta, case.dy, case.axis)[0])
 
 
 # ---- PyTorch
@@ -259,6 +273,7 @@ def _jax(case: Case) -> Iterator[Contender]:
 BUILDERS: dict[str, Builder] = {
     OURS: functools.partial(_engine, OURS, None),
     WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, "plain"),
+    WEIGHTED: _weighted,
     "bnengine reference": functools.partial(_engine, "bnengine reference", "reference"),
     NUMPY: _numpy,
     PYTORCH: _torch,

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from .. import kernels, optimizers
+from .. import kernels
 from .._typing import Native
 from ..backends import backend
 from ..provenance import cores
 from ..training.step import train_step
-from .networks import ADAM, EPS, MOMENTUM, Case, Network, Step
+from .networks import ADAM, EPS, MOMENTUM, STEPS, Case, Network, Step
 from .settings import each_blas_count
 from .timing import JAX, PYTORCH, Contender, thread_counts, threads
 
@@ -27,7 +27,7 @@ def torch_network(case: Case) -> Any:
 
     dtype = getattr(torch, case.dtype)
     activation = {"relu": nn.ReLU, "sigmoid": nn.Sigmoid}[case.network.activation]
-    modules: list[Any] = []
+    modules: list[Any] = [_torch_standardize(case)] if case.network.as_trained else []
     layers = case.layers()
     for layer in layers:
         inputs, outputs = layer["weight"].shape
@@ -43,6 +43,23 @@ def torch_network(case: Case) -> Any:
     return nn.Sequential(*modules).to(torch.from_dlpack(layers[0]["weight"]).device)
 
 
+def _torch_standardize(case: Case) -> Any:
+    """(x - mean) / sqrt(var), for statistics that are kept."""
+    import torch
+
+    class Standardize(torch.nn.Module):  # type: ignore[misc]  # the checker has no type of it
+        def __init__(self) -> None:
+            super().__init__()
+            dtype = getattr(torch, case.dtype)
+            self.register_buffer("mean", torch.zeros(case.network.sizes[0], dtype=dtype))
+            self.register_buffer("var", torch.ones(case.network.sizes[0], dtype=dtype))
+
+        def forward(self, x: Any) -> Any:
+            return (x - self.mean) / torch.sqrt(self.var)
+
+    return Standardize()
+
+
 def torch_step(case: Case, *, fused: bool, compiled: bool = False, net: Any = None) -> Any:
     """A step as PyTorch's users write it, of a network or of the case's."""
     import torch
@@ -51,12 +68,15 @@ def torch_step(case: Case, *, fused: bool, compiled: bool = False, net: Any = No
     kind = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[case.network.optimizer]
     optimizer = kind(net.parameters(), lr=case.network.rate, fused=fused)
     forward = torch.compile(net) if compiled else net
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS) if case.network.as_trained else None
 
     def step(x: Any, labels: Any) -> Any:
         optimizer.zero_grad()
         loss = torch.nn.functional.cross_entropy(forward(x), labels)
         loss.backward()
         optimizer.step()
+        if schedule is not None:
+            schedule.step()
         return loss.detach()
 
     return step
@@ -73,7 +93,7 @@ def torch_eager(case: Case) -> Iterator[Contender]:
             yield case.contender(PYTORCH, torch_step(case, fused=fused), variant, prepare, torch.from_numpy)
 
 
-def torch_compiled(case: Case) -> Iterator[Contender]:
+def torch_compile(case: Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
@@ -97,7 +117,7 @@ def jax_jit(case: Case) -> Iterator[Contender]:
     """JAX with the whole step compiled: written as its users would, and as ours."""
     place = backend("jax", dtype=case.dtype)  # raises where it has no float64
     for variant, step, kept in jax_steps(case):
-        yield case.contender(JAX, holding(step, kept), variant, asarray=place.asarray)
+        yield case.contender(JAX, feed_back(step, kept), variant, asarray=place.asarray)
 
 
 def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
@@ -105,7 +125,7 @@ def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     import jax
 
     place = backend("jax", dtype=case.dtype)
-    optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
+    optimizer = case.network.optimizer_of_ours()
     params, state = case.net.init(0, backend=place)
     own = jax.jit(functools.partial(train_step, case.net, optimizer), donate_argnums=(0, 1, 2))
     layers = jax.tree.map(lambda a: jax.numpy.array(jax.dlpack.from_dlpack(a)), case.layers())
@@ -117,7 +137,7 @@ def jax_steps(case: Case) -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
     yield "of bn.train_step", own, (params, state, jax.tree.map(place.xp.asarray, optimizer.init(params)))
 
 
-def holding(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
+def feed_back(step: Any, kept: tuple[Any, ...], *, wait: bool = True) -> Any:
     """The step, with what it returns given to it again; waits until the loss and the parameters are there."""
     import jax
 
@@ -136,10 +156,11 @@ def _jax_step(network: Network) -> Any:
     import jax
     import jax.numpy as jnp
 
+    inputs = jnp.zeros(network.sizes[0])
     activation = {"relu": jax.nn.relu, "sigmoid": jax.nn.sigmoid}[network.activation]
 
     def loss_of(layers: Any, running: Any, x: Native, labels: Native) -> Any:
-        a, new = x, []
+        a, new = ((x - inputs) / jnp.sqrt(inputs + 1) if network.as_trained else x), []
         for i, p in enumerate(layers[:-1]):
             z = a @ p["weight"]
             if network.norm:
@@ -161,8 +182,10 @@ def _jax_step(network: Network) -> Any:
         first = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, moments["first"], grads)
         second = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g * g, moments["second"], grads)
 
+        rate = network.rate_after(moments["step"], jnp.cos)
+
         def moved(p: Native, m: Native, v: Native) -> Native:
-            return p - network.rate * (m / (1 - b1**t)) / (jnp.sqrt(v / (1 - b2**t)) + ADAM["eps"])
+            return p - rate * (m / (1 - b1**t)) / (jnp.sqrt(v / (1 - b2**t)) + ADAM["eps"])
 
         layers = jax.tree.map(moved, layers, first, second)
         return layers, running, {"first": first, "second": second, "step": t}, loss

@@ -45,12 +45,10 @@ def speeds(record: Record) -> bytes:
     versions, date = record["versions"], record["date"][:10]
     load = f", load {record['load']['start']} to {record['load']['end']}"
     words = f"{record['processor']}, {record['cores']} processors, {record['dtype']}, bnengine {versions['bnengine']}"
-    return _stacked(
-        panels, f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", width=9, dpi=150
-    )
+    return _stack(panels, f"{words}, PyTorch {versions.get('torch', 'not installed')}, {date}{load}", width=9, dpi=150)
 
 
-def _stacked(panels: list[tuple[float, Drawer]], title: str, *, width: float, dpi: int) -> bytes:
+def _stack(panels: list[tuple[float, Drawer]], title: str, *, width: float, dpi: int) -> bytes:
     """Panels of their heights, in inches, under each other as a PNG."""
     heights = [height for height, _ in panels] or [1.0]
     figure = drawing()(figsize=(width, 0.4 + sum(heights)), layout="constrained", dpi=dpi)
@@ -93,7 +91,7 @@ def fractions(record: Record) -> bytes:
     panels += _speed_panel(loops, "a training step")
     device, copy = record["device"], record["copy"]["bytes_per_second"] / 1e9
     words = f"{device['name']}, copy {copy:.4g} GB/s, bnengine {record['versions']['bnengine']}, {record['date'][:10]}"
-    return _stacked(panels, words, width=11, dpi=120)
+    return _stack(panels, words, width=11, dpi=120)
 
 
 def _draw_fractions(part: Any, rows: list[Row], works: list[str], dtype: str) -> None:

@@ -13,7 +13,7 @@ from .timing import Contender, thread_counts, threads
 
 
 @contextlib.contextmanager
-def restored() -> Iterator[None]:
+def restore_at_end() -> Iterator[None]:
     """Undo what contenders' `prepare` does to the process."""
     fast, blas = kernels.FAST["numpy"], _blas()
     try:

@@ -8,13 +8,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from .. import kernels, optimizers
+from .. import kernels
 from .._typing import Native
+from ..training.compiled import compiled
 from ..training.step import train_step
 from . import peers
-from .networks import TOLERANCE, Case, Network, Step, Written
+from .networks import TOLERANCE, Case, Network, NumpyStep, Step
 from .settings import blas_variants, each_blas_count
-from .timing import JAX, NUMPY, OURS, PRODUCTS, PYTORCH, WITHOUT_NUMBA, Builder, Contender
+from .timing import JAX, NUMPY, OURS, PRODUCTS, PYTORCH, RECORDED, WITHOUT_NUMBA, Builder, Contender
 
 PAUSE = 0.04
 """Seconds in which OpenBLAS' threads stop spinning: by default they do so for 2^26 cycles after a product."""
@@ -23,22 +24,24 @@ PAUSE = 0.04
 # ---- ours
 
 
-def make_step(case: Case) -> Step:
-    """`train_step`, which goes on from what it returned."""
-    optimizer = optimizers.BY_NAME[case.network.optimizer](case.network.rate)
+def make_step(case: Case, *, recorded: bool = False) -> Step:
+    """`train_step`, or the step that `compiled` gives, which goes on from what it returned."""
+    optimizer = case.network.optimizer_of_ours()
     params, state = case.net.init(0, backend=case.backend)
     opt_state = optimizer.init(params)
+    own = functools.partial(train_step, case.net, optimizer)
+    made = compiled(case.net, optimizer, backend=case.backend) if recorded else own
 
     def step(x: Native, labels: Native) -> Native:
         nonlocal params, state, opt_state
-        params, state, opt_state, loss = train_step(case.net, optimizer, params, state, opt_state, x, labels)
+        params, state, opt_state, loss = made(params, state, opt_state, x, labels)
         return loss
 
     return step
 
 
-def _engine(family: str, fast: tuple[str, ...], case: Case) -> Iterator[Contender]:
-    return each_blas_count(case, family, functools.partial(make_step, case), fast)
+def _engine(family: str, fast: tuple[str, ...], case: Case, *, recorded: bool = False) -> Iterator[Contender]:
+    return each_blas_count(case, family, functools.partial(make_step, case, recorded=recorded), fast)
 
 
 # ---- the matrix products alone
@@ -78,17 +81,18 @@ def _products(case: Case) -> Iterator[Contender]:
 
 
 def _numpy(case: Case) -> Iterator[Contender]:
-    return each_blas_count(case, NUMPY, lambda: Written(case, case.dtype), kernels.FAST["numpy"])
+    return each_blas_count(case, NUMPY, lambda: NumpyStep(case, case.dtype), kernels.FAST["numpy"])
 
 
 def builders(network: Network) -> dict[str, Builder]:
     """Family -> its contenders, for this network."""
     found: dict[str, Builder] = {
         OURS: functools.partial(_engine, OURS, ("cpu", "plain")),
+        RECORDED: functools.partial(_engine, RECORDED, ("cpu", "plain"), recorded=True),
         WITHOUT_NUMBA: functools.partial(_engine, WITHOUT_NUMBA, ("plain",)),
         PRODUCTS: _products,
         NUMPY: _numpy,
         PYTORCH: peers.torch_eager,
         JAX: peers.jax_jit,
     }
-    return found | ({"torch.compile": peers.torch_compiled} if network.norm else {"scikit-learn": peers.scikit_learn})
+    return found | ({"torch.compile": peers.torch_compile} if network.norm else {"scikit-learn": peers.scikit_learn})

@@ -14,7 +14,9 @@ from .timing import (
     PORTABLE,
     PRODUCTS,
     PYTORCH,
+    RECORDED,
     REFERENCE,
+    WEIGHTED,
     WITHOUT_NUMBA,
     best,
     speed,
@@ -26,6 +28,7 @@ COLUMNS = {
     NUMPY: "NumPy",
     REFERENCE: "reference",
     WITHOUT_NUMBA: "no Numba",
+    WEIGHTED: "weighted",
 }
 """After PyTorch, and their headings."""
 GPU_COLUMNS = {
@@ -74,7 +77,7 @@ def step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
     """One network: each family's fastest variant, its time, our speed over it."""
     yield f"\n{name}: a training step, median of {repeats}"
     yield f"{'':<44}{'time':>9}{OVER_IT:>41}{'page faults':>13}"
-    ours = best(rows, OURS)
+    ours, compiled = best(rows, OURS), best(rows, RECORDED)
     for family in dict.fromkeys(row["family"] for row in rows):
         row = best(rows, family)
         if row is not None:
@@ -82,8 +85,10 @@ def step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
             faults = "-" if row["page_faults"] is None else f"{row['page_faults']:.1f}"
             time = seconds(row["seconds"]["median"])
             yield f"{row['contender']:<44}{time:>9}{_ratio(over, spread=True):>41}{faults:>13}"
-    if ours and PRODUCTS in ours["speed_over"]:
-        yield f"bnengine takes {1 / ours['speed_over'][PRODUCTS]['median']:.2f} times as long as its matrix products"
+    for row in filter(None, (ours, compiled)):
+        if PRODUCTS in row["speed_over"]:
+            long = 1 / row["speed_over"][PRODUCTS]["median"]
+            yield f"{row['family']} takes {long:.2f} times as long as its matrix products"
 
 
 def scaling_head(repeats: int) -> str:
@@ -148,7 +153,7 @@ def gpu_step_lines(rows: list[Row], name: str, repeats: int) -> Iterator[str]:
 def closing(record: Record) -> Iterator[str]:
     """Geometric means, and what was not measured."""
     for mean in record["summary"]:
-        if mean["cases"] > 1 and (_told_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
+        if mean["cases"] > 1 and (_shows_on_gpu(mean) if record["backend"] == "cupy" else mean["over"] == PYTORCH):
             yield (
                 f"{mean['group']}: {mean['family']} is {mean['geometric_mean']:.2f} times as fast as {mean['over']} "
                 f"(geometric mean of {mean['cases']}, lowest {mean['lowest']:.2f})"
@@ -159,7 +164,7 @@ def closing(record: Record) -> Iterator[str]:
     yield f"{record['seconds']:.0f} s, load {record['load']['end']}, seed {record['seed']}"
 
 
-def _told_on_gpu(mean: Mean) -> bool:
+def _shows_on_gpu(mean: Mean) -> bool:
     return mean["family"] == OURS and mean["group"].endswith(("cold", "loop")) and mean["over"] in GPU_COLUMNS
 
 

@@ -26,7 +26,8 @@ LONG = 0.03
 FAULT_CALLS = 20
 """Calls over which page faults are counted."""
 
-OURS, WITHOUT_NUMBA = "bnengine", "bnengine without Numba"
+OURS, WITHOUT_NUMBA, WEIGHTED = "bnengine", "bnengine without Numba", "bnengine with weights"
+RECORDED = "bnengine compiled"
 COPY, PRODUCTS = "copy", "matrix products"
 NUMPY, PYTORCH, OPERATORS, COMPILED, JAX = "NumPy", "PyTorch", "PyTorch operators", "torch.compile", "jax.jit"
 REFERENCE, PORTABLE = "bnengine reference", "bnengine portable"
@@ -68,7 +69,7 @@ Builder = Callable[[Any], Iterable[Contender]]
 
 
 class Case(Protocol):
-    """What contenders work on. One that is wrong is looked at again on the data of `redrawn`, where a case has that."""
+    """What contenders work on. One that is wrong is looked at again on the data of `redraw`, where a case has that."""
 
     @property
     def steady(self) -> bool:
@@ -84,10 +85,10 @@ class Outcome:
 
 
 def measure(
-    case: Case, builders: Mapping[str, Builder], *, wanted: Callable[[str], bool], repeats: int, pause: float
+    case: Case, builders: Mapping[str, Builder], *, wants: Callable[[str], bool], repeats: int, pause: float
 ) -> Outcome:
     """Check, time and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wants(family)})
     calls, samples = take_samples(list(errors), repeats, pause)
     rows = []
     for contender, error in errors.items():
@@ -119,8 +120,8 @@ def check(case: Case, builders: Mapping[str, Builder]) -> tuple[dict[Contender, 
             try:
                 contender.prepare()
                 error = contender.error()
-                if not error <= contender.tolerance and hasattr(case, "redrawn"):
-                    error = _error(contender.name, build(case.redrawn()))
+                if not error <= contender.tolerance and hasattr(case, "redraw"):
+                    error = _error(contender.name, build(case.redraw()))
             except Exception as reason:  # noqa: BLE001
                 left_out.append(failure(contender.name, reason))
                 continue
@@ -238,8 +239,8 @@ def best(rows: Iterable[Row], family: str) -> Row | None:
 
 
 def speed(row: Row, other: Row) -> Speed:
-    """How many times as fast as the other: the ratio of each repeat, then its median and spread."""
-    ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=True)]
+    """How many times as fast as the other: the ratio of each repeat that both have, then its median and spread."""
+    ratios = [theirs / ours for ours, theirs in zip(row["samples"], other["samples"], strict=False)]
     return {"over": other["contender"], **spread(ratios)}
 
 

@@ -26,6 +26,7 @@ class Column(NamedTuple):
 
     @property
     def features(self) -> list[str]:
+        """Names of the network's inputs that the column becomes, in their order."""
         names = [self.name] if self.categories is None else [f"{self.name}={text}" for text in self.categories]
         return [*names, f"{self.name} missing"] if self.indicator else names
 
@@ -55,10 +56,12 @@ class Encoding:
 
     @property
     def features(self) -> tuple[str, ...]:
+        """Names of the network's inputs; none where the columns become themselves."""
         return tuple(name for column in self.columns for name in column.features)
 
     @property
     def text_columns(self) -> frozenset[str]:
+        """Names of the columns that are read as text."""
         return frozenset(column.name for column in self.columns if column.categories is not None)
 
     def apply(self, table: Table) -> HostArray:
@@ -95,6 +98,7 @@ class Encoding:
             yield f"{where}: texts that the training file has not, taken as none of its categories, {_counts(unknown)}"
 
     def to_metadata(self) -> dict[str, Any]:
+        """A form for JSON, kept with the network; empty where the columns become themselves."""
         return {"impute": self.impute, "columns": [column._asdict() for column in self.columns]} if self.columns else {}
 
     @classmethod

@@ -86,9 +86,11 @@ class Watched(io.RawIOBase):
         self._total = self._line = 0
 
     def readable(self) -> bool:
+        """Yes: `io` asks before it reads."""
         return True
 
     def readinto(self, buffer: Any) -> int:
+        """Fill the buffer from the file, check what came, and tell the watch how far the file is."""
         content = self._bytes.read(len(buffer))
         buffer[: len(content)] = content
         self._check(content)

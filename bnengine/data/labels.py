@@ -21,6 +21,7 @@ MANY_CLASSES = 20
 
 
 def targets(path: Path, name: str, y: HostArray, rows: int) -> HostArray:
+    """y in one dimension, refused where it is not a finite number or a text for each row."""
     if y.shape not in ((rows,), (rows, 1)):
         raise DataError(f"{path}: expected {name} of shape ({rows},), got {y.shape}")
     if y.dtype.kind not in "biufU" or (y.dtype.kind == "f" and not np.isfinite(y).all()):

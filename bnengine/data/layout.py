@@ -79,6 +79,7 @@ class Layout(NamedTuple):
 
 
 def read_header(name: str, reader: Any, delimiter: str) -> list[str]:
+    """The column names of the first line, refused where they are numbers or another delimiter separates them."""
     header = [column.strip() for column in next(reader, [])]
     if not header:
         raise DataError(f"{name}: expected a header in the first line, got an empty file")
@@ -101,6 +102,7 @@ def check_names(name: str, header: list[str]) -> list[str]:
 
 
 def lay_out(name: str, header: list[str], delimiter: str, wanted: Wanted) -> Layout:
+    """Where the label and the chosen features stand in the header, refused where one of them is not in it."""
     label = "-1" if wanted.label is None else wanted.label
     target = _position(name, header, label, "label") if wanted.labelled else None
     missing = [column for column in wanted.columns if column not in header]
@@ -129,6 +131,7 @@ def _position(name: str, header: list[str], column: str, option: str) -> int:
 
 
 def is_text(cell: str) -> bool:
+    """Whether a cell holds a text: no number, and no spelling of a missing value."""
     return not is_number(cell) and cell.strip().lower() not in MISSING
 
 

@@ -55,6 +55,7 @@ class Dataset:
 
     @property
     def features(self) -> int:
+        """Inputs that a network for it needs."""
         return int(self.x_train.shape[1])
 
     @property

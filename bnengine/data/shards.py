@@ -32,7 +32,7 @@ class Parts(NamedTuple):
 
 
 def load(source: str, ranks: Communicator, asked: Reading, *, validation: float) -> Parts:
-    """This process's share of the rows of a data set, of which the part `validation` of the training rows is held out.
+    """The rows of a data set for this process, with the part `validation` of the training rows held out.
 
     Raises
     ------

@@ -169,7 +169,7 @@ def _open_table(path: Path, asked: Reading) -> Source:
         columns=encoding.features or tuple(table.columns),
         label=table.label,
         encoding=encoding,
-        notes=(*_separator(where, table, asked), *encoding.remarks(where, table)),
+        notes=(*separator(where, table, asked.delimiter), *encoding.remarks(where, table)),
         warnings=tuple(f"{where}: {doubt}" for doubt in doubts),
     )
     return found if asked.test_data is None else _with_test_table(found, table, asked)
@@ -190,8 +190,9 @@ def table_name(path: Path) -> str:
     return "stdin" if str(path) == STANDARD_INPUT else Path(path.stem).stem if path.suffix == ".gz" else path.stem
 
 
-def _separator(where: str, table: Table, asked: Reading) -> Iterator[str]:
-    if asked.delimiter is None and table.delimiter != "," and not where.lower().removesuffix(".gz").endswith(".tsv"):
+def separator(where: str, table: Table, asked: str | None) -> Iterator[str]:
+    """What separates the columns of a table, where nobody asked for it and it is no comma."""
+    if asked is None and table.delimiter != "," and not where.lower().removesuffix(".gz").endswith(".tsv"):
         yield f"{where}: columns separated by {table.delimiter!r}"
 
 

@@ -68,4 +68,5 @@ def _check_array(name: str, value: HostArray) -> HostArray:
 
 
 def check_part(name: str, value: float, *, least: float = math.ulp(0.0)) -> None:
+    """Refuse what is no part of a whole: `least` or more, and below 1."""
     number(name, value, least, math.nextafter(1, 0), words="a part between 0 and 1")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
-
 from .._typing import Array
 from ..arguments import instance
 from ..kernels import select
@@ -57,7 +55,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None, /) -> Array:
     _matrix("weight", weight, x)
     if x.ndim != 2 or x.shape[1] != weight.shape[0]:
         raise ValueError(f"x: expected shape (N, {weight.shape[0]}) for this weight, got {checks.shape(x)}")
-    z: Array = select(x).matmul(x, weight)
+    kernels = select(x)
+    z: Array = kernels.matmul(x, weight)
     if bias is None:
         return z
     checks.floating("bias", bias)
@@ -66,8 +65,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None, /) -> Array:
         raise ValueError(f"bias: expected shape ({weight.shape[1]},), got {checks.shape(bias)}")
     if bias.dtype != x.dtype:
         raise TypeError(f"bias: expected dtype {x.dtype} like x, got {bias.dtype}; cast one of them")
-    z += bias  # ours alone: in place where the library's arrays can change
-    return z
+    return kernels.add_bias(z, bias)  # ours alone
 
 
 def linear_backward(
@@ -117,9 +115,9 @@ def linear_backward(
         raise ValueError(f"dz: expected shape {(x.shape[0], weight.shape[1])}, got {checks.shape(dz)}")
     instance("need_dx", need_dx, bool, "True or False")
     instance("need_bias", need_bias, bool, "True or False")
-    matmul = select(x).matmul
-    dx = matmul(dz, weight.T) if need_dx else None
-    return LinearGradients(dx, matmul(x.T, dz), array_namespace(dz).sum(dz, axis=0) if need_bias else None)
+    kernels = select(x)
+    dx = kernels.matmul(dz, weight.T) if need_dx else None
+    return LinearGradients(dx, kernels.matmul(x.T, dz), kernels.column_sums(dz) if need_bias else None)
 
 
 def _matrix(name: str, weight: Array, x: Array) -> None:

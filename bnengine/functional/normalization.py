@@ -10,6 +10,7 @@ from .._typing import AllReduce, Array, FusedActivation, Implementation
 from ..arguments import function, instance
 from ..kernels import reference, select
 from ..kernels.reference import Affine
+from ..recording import made
 from . import checks
 from .moments import Moments
 from .ranks import batch_statistics, refuse_too_few
@@ -111,7 +112,7 @@ def batch_norm(
     if weights is None and statistics is None and all_reduce is None:
         count: Any = reference._count(x, axis)
         refuse_too_few(count, x)
-        y, m = kernels.forward(x, affine, axis)
+        y, m = made(kernels.forward, x, affine, axis)
     else:
         weights, m, count = batch_statistics(kernels, x, axis, weights, statistics, all_reduce)
         y = kernels.normalize(x, m, affine, axis)
@@ -176,7 +177,7 @@ def batch_norm_backward(dy: Array, residuals: Residuals, /) -> Gradients:
     affine = corrected(r)
     kernels, m = select(r.x, r.impl), r.statistics
     if r.all_reduce is None and r.weights is None and isinstance(r.count, int):  # of x alone
-        dx, sums = kernels.backward(dy, r.x, m, affine, r.axis)
+        dx, sums = made(kernels.backward, dy, r.x, m, affine, r.axis)
     else:
         total = sums = kernels.gradient_sums(dy, r.x, m, affine, r.axis)
         if r.all_reduce is not None:
@@ -253,8 +254,9 @@ def normalize(
     array([[1., 0.]])
     """
     axis = checks.features(x, axis)
-    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
-    y: Array = select(x).normalize(x, m, affine, axis)
+    kernels = select(x)
+    m, affine = _given(kernels, x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
+    y: Array = made(kernels.normalize, x, m, affine, axis)
     return y
 
 
@@ -306,21 +308,20 @@ def normalize_backward(
     """
     axis = checks.features(x, axis)
     checks.same_shape("dy", dy, x)
-    m, affine = _given(x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
     kernels = select(x)
-    sums = kernels.gradient_sums(dy, x, m, affine, axis)
-    dx = kernels.given_gradient(dy, x, m, affine, axis)
+    m, affine = _given(kernels, x, mean, var, axis), affine_of(x, gamma, beta, axis, eps, activation)
+    sums = made(kernels.gradient_sums, dy, x, m, affine, axis)
+    dx = made(kernels.given_gradient, dy, x, m, affine, axis)
     return _gradients(dx, sums, gamma, beta)
 
 
-def _given(x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
-    """Given statistics as moments; a mean of more precision than the statistics dtype is split, not rounded."""
-    xp, dtype = array_namespace(x), reference.statistics_dtype(x)
+def _given(kernels: Any, x: Array, mean: Array, var: Array, axis: int) -> reference.Moments:
+    """Given statistics as moments, checked."""
     m, v = checks.vector("mean", mean, x, axis), checks.vector("var", var, x, axis)
     if m is None or v is None:
         raise TypeError(f"{'mean' if m is None else 'var'}: expected an array, got None")
-    rounded = xp.astype(m, dtype)
-    return reference.Moments(rounded, xp.astype(m - xp.astype(rounded, m.dtype), dtype), xp.astype(v, dtype))
+    moments: reference.Moments = kernels.given(m, v, x)
+    return moments
 
 
 def affine_of(

@@ -6,7 +6,7 @@ from typing import Any
 
 from array_api_compat import array_namespace, device
 
-from .._typing import AllReduce, Array, DType
+from .._typing import AllReduce, Array, DType, Native
 from ..arguments import instance
 from ..kernels import reference
 from . import checks
@@ -71,7 +71,8 @@ def moments_over_ranks(
     parts = xp.stack([xp.asarray(part, dtype=wide, device=place) for part in two])
     total = all_reduce(xp.concat([own * weight, (var + own * own) * weight, parts]))
     checks.floating("all_reduce", total)
-    n = float(total[-2]) * 4096 + float(total[-1])
+    high, low = _on_host(total[-2:])
+    n = high * 4096 + low
     if weights is None:
         refuse_too_few(int(n), x, " over all ranks")
     mean_all, square = total[:channels] / n, total[channels : 2 * channels] / n
@@ -103,6 +104,12 @@ def _own(
         m = kernels.weighted_moments(x, weights, total, axis)
     mean, remainder, var = (xp.astype(part, wide) for part in m)
     return weight, (mean, remainder, var)
+
+
+def _on_host(both: Native) -> list[float]:
+    """Both with one wait for the device, where the library copies an array in one go."""
+    values = both.tolist() if hasattr(both, "tolist") else [both[0], both[1]]
+    return [float(value) for value in values]
 
 
 def refuse_too_few(count: int, x: Array, where: str = "") -> None:

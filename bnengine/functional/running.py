@@ -9,6 +9,7 @@ from array_api_compat import array_namespace, device
 from .._typing import Array
 from ..arguments import instance, integer, number, one_of
 from ..kernels import reference, select
+from ..recording import live, made
 from . import checks
 from .moments import Moments, unbiased_factor
 from .residuals import Residuals
@@ -30,7 +31,7 @@ class RunningStats(NamedTuple):
     mean: Array
     """Shape (C,), in the statistics dtype."""
     var: Array
-    """Average of the unbiased variances, shape (C,)."""
+    """Average of the variances, unbiased ones by default, shape (C,)."""
     batches: int
     """Updates so far."""
 
@@ -43,7 +44,9 @@ class RunningStats(NamedTuple):
         dtype = reference.statistics_dtype(like)
         return cls(xp.zeros((features,), dtype=dtype, device=place), xp.ones((features,), dtype=dtype, device=place), 0)
 
-    def update(self, batch: Residuals | Moments, /, *, momentum: float | None = 0.1) -> RunningStats:
+    def update(
+        self, batch: Residuals | Moments, /, *, momentum: float | None = 0.1, unbiased: bool = True
+    ) -> RunningStats:
         """Average in the statistics of a batch.
 
         Parameters
@@ -53,26 +56,36 @@ class RunningStats(NamedTuple):
         momentum : float or None
             The weight of the *new* batch, in [0, 1], as in PyTorch; Keras' and Flax's momentum is one minus
             it. None: the plain average over all batches so far.
+        unbiased : bool
+            Whether the batch's variance is taken unbiased, as PyTorch and Chainer take it, or as it normalises,
+            as Keras, Flax and ONNX do.
 
         Returns
         -------
         RunningStats
-            new = (1 - momentum) * old + momentum * batch, the batch's variance unbiased: n / (n - 1) times
+            new = (1 - momentum) * old + momentum * batch, an unbiased variance being n / (n - 1) times
             the biased one that normalises, for weighted values with the sum of the weights as n. That is right for
             weights that count; for others n / (n - 1) is the factor all the same, and 2 at most.
         """
         if momentum is not None:
             number("momentum", momentum, 0, 1, words="None or a number in [0, 1]")
+        instance("unbiased", unbiased, bool, "True or False")
         m, n = _statistics(batch)
         checks.like("batch", m.mean, self.mean, of="the running statistics")
         if m.mean.shape != self.mean.shape:
             raise ValueError(
                 f"batch: expected statistics of shape {checks.shape(self.mean)}, got {checks.shape(m.mean)}"
             )
-        weight = 1 / (self.batches + 1) if momentum is None else momentum
+        weight = live(_share, self.batches) if momentum is None else momentum
         kernels = select(self.mean)
-        mean, var = kernels.blend(self.mean, self.var, m.mean, m.var, weight, unbiased_factor(n))
+        factor = unbiased_factor(n) if unbiased else 1.0
+        mean, var = made(kernels.blend, self.mean, self.var, m.mean, m.var, weight, factor)
         return RunningStats(mean, var, self.batches + 1)
+
+
+def _share(batches: int) -> float:
+    """The weight of one batch more in the plain average."""
+    return 1 / (batches + 1)
 
 
 def _statistics(batch: Any) -> tuple[reference.Moments, Any]:
@@ -84,17 +97,17 @@ def _statistics(batch: Any) -> tuple[reference.Moments, Any]:
 
 
 LIKE = {
-    "torch": (1e-5, 0.1),
-    "keras": (1e-3, 0.01),
-    "flax": (1e-5, 0.01),
-    "onnx": (1e-5, 0.1),
-    "chainer": (2e-5, 0.1),
+    "torch": (1e-5, 0.1, True),
+    "keras": (1e-3, 0.01, False),
+    "flax": (1e-5, 0.01, False),
+    "onnx": (1e-5, 0.1, False),
+    "chainer": (2e-5, 0.1, True),
 }
-"""eps and weight of the new batch where another library's layer is made without settings."""
+"""eps, weight of the new batch, whether running variances are unbiased: another library's layer made without settings."""
 
 
-def like(library: str, /) -> dict[str, float]:
-    """eps and momentum of another library's batch normalisation, as its defaults are, in the meaning that they have here.
+def like(library: str, /) -> dict[str, Any]:
+    """What another library's batch normalisation does by default, as settings of `BatchNorm` in their meaning here.
 
     Parameters
     ----------
@@ -103,19 +116,18 @@ def like(library: str, /) -> dict[str, float]:
     Returns
     -------
     dict
-        `eps` and `momentum`, the weight of the *new* batch, for `BatchNorm` and `mlp(...).with_norms`.
-
-    Notes
-    -----
-    The running variance stays the unbiased one, as PyTorch and Chainer keep it. Keras, Flax and ONNX keep the
-    biased one: "Variance" on the page Conventions says how to follow them.
+        `eps`, `momentum`, the weight of the *new* batch, and `unbiased`, whether the running variance is the average
+        of unbiased ones: for `BatchNorm` and `mlp(...).with_norms`. Running statistics are then those of the library
+        after the same batches.
 
     Examples
     --------
     >>> import bnengine as bn
-    >>> bn.BatchNorm(64, **bn.like("keras"))
-    BatchNorm(features=64, activation=None, eps=0.001, momentum=0.01, statistics='batch')
+    >>> bn.like("keras")
+    {'eps': 0.001, 'momentum': 0.01, 'unbiased': False}
+    >>> bn.mlp([4, 64, 3]).with_norms(**bn.like("flax")).layers[1].momentum
+    0.01
     """
     one_of("library", library, LIKE)
-    eps, momentum = LIKE[library]
-    return {"eps": eps, "momentum": momentum}
+    eps, momentum, unbiased = LIKE[library]
+    return {"eps": eps, "momentum": momentum, "unbiased": unbiased}

@@ -19,7 +19,12 @@ import numpy.typing as npt
 ALIGNMENT = 64  # bytes: a cache line, and what streaming stores need
 SMALLEST = 1 << 16  # bytes: smaller blocks the C library keeps itself
 
-PAST_CACHE = 6 << 20  # bytes read and written from which results stream past the caches
+PAST_CACHE = 6 << 20
+"""Bytes read and written from which results stream past the caches: an ordinary store first reads what it overwrites.
+
+Both ways in turn in one process, the fastest of 40, on a core with 1 MiB of second-level cache: streaming made forward
+passes 1.0 times as fast at 3 MiB, 1.2 at 6, 1.4 at 8 and 1.2 at 32, backward passes 0.9 at 9, 1.1 at 24 and 2.3 at 96.
+"""
 
 
 def _largest() -> int:

@@ -7,9 +7,10 @@ import functools
 import numpy as np
 
 from .._typing import Native
+from ..recording import call, constant, made
 from . import memory, reference, views
 from .reference import Affine, Moments
-from .views import FLOAT64, View, supports  # noqa: F401  # supports is for the seam
+from .views import FLOAT32, FLOAT64, View, supports  # noqa: F401  # supports is for the seam
 
 ROWS = 32  # summed in the dtype of x: after an outlier of 1e6 more of them would cost digits
 RUN = 256  # values beside each other summed so: the squares of 256 values of 1e18 still fit in float32
@@ -47,6 +48,14 @@ def input_gradient(
     return one.input_gradient(one.masked(dy), sums, count)
 
 
+def given(mean: Native, var: Native, x: Native) -> Moments:
+    """As they are, without a remainder, where they are of the statistics dtype."""
+    if mean.dtype == var.dtype == (FLOAT64 if x.dtype == FLOAT64 else FLOAT32):
+        return Moments(mean, constant(np.zeros_like(mean)), var)
+    moments: Moments = made(reference.given, mean, var, x)
+    return moments
+
+
 def given_gradient(dy: Native, x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
     """dx = scale * dy, for statistics that do not depend on x."""
     one = _Pass(x, moments, affine, axis)
@@ -72,20 +81,49 @@ def matmul(a: Native, b: Native) -> Native:
     """Into kept memory, where both are matrices of one dtype."""
     if a.ndim != 2 or b.ndim != 2 or a.dtype != b.dtype:
         return reference.matmul(a, b)
-    return np.matmul(a, b, out=memory.empty((a.shape[0], b.shape[1]), a.dtype))
+    product = memory.empty((a.shape[0], b.shape[1]), a.dtype)
+    call(np.matmul, (a, b, product), (product,))
+    return product
+
+
+def add_bias(z: Native, bias: Native) -> Native:
+    """In place."""
+    call(np.add, (z, bias, z))
+    return z
+
+
+def column_sums(x: Native) -> Native:
+    """In the order of the rows, as numpy.sum."""
+    sums = np.empty(x.shape[1:], x.dtype)
+    call(np.add.reduce, (x, 0, None, sums), (sums,))
+    return sums
 
 
 def relu(x: Native) -> Native:
     """max(x, 0) into kept memory; NaN stays NaN."""
-    return np.maximum(x, 0, out=memory.empty_like(x) if x.flags.c_contiguous else None)
+    if not x.flags.c_contiguous:
+        return np.maximum(x, 0)
+    y = memory.empty_like(x)
+    call(_relu, (x, y), (y,))
+    return y
+
+
+def _relu(x: Native, y: Native) -> None:
+    np.maximum(x, 0, out=y)
 
 
 def sigmoid(x: Native) -> Native:
     """1 / (1 + exp(-x)) in place, in kept memory."""
-    y = np.negative(x, out=memory.empty_like(x) if x.flags.c_contiguous else None)
+    y = memory.empty_like(x) if x.flags.c_contiguous else np.empty_like(x)
+    call(_sigmoid, (x, y), (y,))
+    return y
+
+
+def _sigmoid(x: Native, y: Native) -> None:
+    np.negative(x, out=y)
     with np.errstate(over="ignore"):  # exp(100) is infinite in float32, and 1 / (1 + that) is right
         np.exp(y, out=y)
-    return np.divide(1, np.add(y, 1, out=y), out=y)
+    np.divide(1, np.add(y, 1, out=y), out=y)
 
 
 _view = functools.lru_cache(maxsize=1024)(View)

@@ -93,6 +93,13 @@ def _moments_about(first: Array, x: Array, axis: int, share: Any) -> Moments:
     return Moments(mean, remainder, var)
 
 
+def given(mean: Array, var: Array, x: Array) -> Moments:
+    """Statistics that somebody gave, as moments; a mean of more precision than theirs is split, not rounded."""
+    xp, dtype = array_namespace(x), statistics_dtype(x)
+    rounded = xp.astype(mean, dtype)
+    return Moments(rounded, xp.astype(mean - xp.astype(rounded, mean.dtype), dtype), xp.astype(var, dtype))
+
+
 def normalize(x: Array, moments: Moments, affine: Affine, axis: int) -> Array:
     """y = gamma * (x - mean) / sqrt(var + eps) + beta, and max(y, 0) with a fused ReLU."""
     xp = array_namespace(x)
@@ -249,6 +256,17 @@ def _float64(x: Array) -> DType | None:
 def matmul(a: Array, b: Array) -> Array:
     """a @ b."""
     return array_namespace(a, b).matmul(a, b)
+
+
+def add_bias(z: Array, bias: Array) -> Array:
+    """z + bias, for a z that is the caller's alone: in place where the library's arrays can change."""
+    z += bias
+    return z
+
+
+def column_sums(x: Array) -> Array:
+    """The sum over rows, in x's dtype."""
+    return array_namespace(x).sum(x, axis=0)
 
 
 def relu(x: Array) -> Array:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from .._typing import Native
+from ..recording import constant
 from .reference import Affine, Moments
 
 FLOAT16, FLOAT32, FLOAT64 = np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64)
@@ -63,8 +64,8 @@ class View:
     def affine(self, affine: Affine) -> Affine:
         """Both parameters as arrays of the statistics dtype."""
         gamma, beta, eps, relu = affine
-        g = np.ones(self.seen[1], self.statistics) if gamma is None else plain(gamma, self.statistics)
-        b = np.zeros(self.seen[1], self.statistics) if beta is None else plain(beta, self.statistics)
+        g = constant(np.ones(self.seen[1], self.statistics)) if gamma is None else plain(gamma, self.statistics)
+        b = constant(np.zeros(self.seen[1], self.statistics)) if beta is None else plain(beta, self.statistics)
         return affine if g is gamma and b is beta else Affine(g, b, eps, relu)
 
 

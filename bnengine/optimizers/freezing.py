@@ -38,11 +38,13 @@ def freeze(optimizer: OptimizerLike, layers: tuple[str, ...]) -> OptimizerLike:
     """
     instance("optimizer", optimizer, OptimizerLike, "an Optimizer, or an object with init and update")
     instance("layers", layers, tuple, "a tuple of names such as ('0', '2.1')")
-    return _Frozen(optimizer, layers)
+    return Frozen(optimizer, layers)
 
 
 @dataclass(frozen=True)
-class _Frozen:
+class Frozen:
+    """What `freeze` makes: an optimiser, and the layers that it leaves out."""
+
     optimizer: OptimizerLike
     layers: tuple[str, ...]
 
@@ -52,6 +54,7 @@ class _Frozen:
         return self.optimizer.rate  # type: ignore[attr-defined]
 
     def init(self, params: Tree) -> Tree:
+        """The optimiser's, for the parameters that move."""
         names = trees.names(params)
         for layer in self.layers:
             if not any(within(name, layer) for name in names):
@@ -62,6 +65,7 @@ class _Frozen:
         return self.optimizer.init(moving)
 
     def update(self, params: Tree, grads: Tree, state: Tree) -> tuple[Tree, Tree]:
+        """The optimiser's, beside the parameters that stay."""
         moved, state = self.optimizer.update(self._moving(params), self._moving(grads), state)
         return trees.rebuild(params, list((trees.flatten(params) | trees.flatten(moved)).values())), state
 

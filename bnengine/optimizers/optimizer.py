@@ -15,6 +15,7 @@ from .._typing import Array, Tree
 from ..arguments import instance, number, shown
 from ..functional.checks import floating
 from ..kernels import select
+from ..recording import again, live, made
 from .clipping import SMALLEST, clip_by_norm
 from .schedules import Schedule, check_rate
 
@@ -161,13 +162,14 @@ class Optimizer:
         slots = [trees.leaves(state[slot], params, name="state") for slot in self.slots]
         _check_leaves(leaves, gradients, slots)
         if self.clip is not None:
-            gradients = clip_by_norm(gradients, self.clip)
-        rate, decays = self.rate(step), self._decays(params, len(leaves))
-        scalars = self.rule.scalars(step, rate=rate, **dict(self.options))
+            gradients = made(clip_by_norm, gradients, self.clip)
+        decays, scalars = self._decays(params, len(leaves)), live(self._scalars, step)
         fast = getattr(select(leaves[0]), "update", None) if self.rule.fast else None
         if fast is not None and fast(self.rule.name, leaves, gradients, slots, decays, scalars):
             return params, {**state, **done}  # written in place
-        moved = [self._moved(rate, scalars, *each) for each in zip(decays, leaves, gradients, *slots, strict=True)]
+        rate = live(self.rate, step)
+        pairs = zip(decays, leaves, gradients, *slots, strict=True)
+        moved = [again(self._moved, rate, scalars, *each) for each in pairs]
         new, *kept = (trees.rebuild(params, list(values)) for values in zip(*moved, strict=True))
         return new, {**done, **dict(zip(self.slots, kept, strict=True))}
 
@@ -175,6 +177,10 @@ class Optimizer:
         """The learning rate after `step` updates."""
         rate = self.learning_rate(step) if callable(self.learning_rate) else self.learning_rate
         return rate.item() if isinstance(rate, np.generic) else rate  # NumPy's would widen float32, and fit NumPy alone
+
+    def _scalars(self, step: Any) -> dict[str, Any]:
+        """What the rule's equation takes beside arrays."""
+        return self.rule.scalars(step, rate=self.rate(step), **dict(self.options))
 
     def _decays(self, params: Tree, count: int) -> list[float]:
         if self.weight_decay == 0:

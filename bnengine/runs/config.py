@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from .._typing import BackendName, DTypeName, Initialization, NormPosition, OnNonfinite, Transport
+from .._typing import BackendName, DTypeName, Initialization, Norm, NormPosition, OnNonfinite, Transport
 from ..arguments import ConfigError
 from ..data.reading import Reading
 from ..functional.activations import ActivationName
@@ -83,7 +83,9 @@ class Config(Options):
         within=Range("positive sizes", 1, 2**31, "sizes below 2**31"),
     )
     activation: ActivationName = option("relu", "activation function of the hidden layers")
-    norm: Literal["batch", "none"] = option("batch", "normalisation of the hidden layers")
+    norm: Literal[Norm, "none"] = option(
+        "batch", "normalisation of the hidden layers; dyt: Dynamic Tanh in its place, which takes no statistics"
+    )
     norm_position: NormPosition = option("pre", "normalise before (pre) or after (post) the activation")
     dropout: float = option(
         0.0,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import NoneType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,10 +19,10 @@ from ..backends import backend as make_backend
 from ..checkpoints import CheckpointError, Loaded
 from ..data import labels, readers, sets
 from ..data.encoding import Encoding
-from ..data.inputs import STANDARD_INPUT
+from ..data.inputs import STANDARD_INPUT, Watch
 from ..data.layout import Table, Wanted
 from ..data.readers import DataError, HostArray
-from ..data.sources import as_features, check_regular, open_source
+from ..data.sources import as_features, check_regular, open_source, separator
 from ..data.tables import is_table, read_table
 from ..networks import Sequential
 from ..parallel import Alone
@@ -34,6 +34,24 @@ from .classes import class_figures
 from .config import Config, read_config
 
 Tell = Callable[[str], None]
+
+
+def ignore(line: str) -> None:
+    """Tell nobody."""
+
+
+class Listener(NamedTuple):
+    """Who is told of what is read."""
+
+    warn: Tell = ignore
+    """Missing values that were filled, and texts that the training file had not: a line each."""
+    note: Tell = ignore
+    """How a file beside the run's own was read."""
+    watch: Watch | None = None
+    """How far it has been read."""
+
+
+NOBODY = Listener()
 
 JUDGED = 100
 """Rows from which their own statistics can tell whether the running ones are far off."""
@@ -50,10 +68,6 @@ DESCRIPTION: dict[str, tuple[type, ...]] = {
 """What the metadata of a run's network holds."""
 
 
-def ignore(line: str) -> None:
-    """Tell nobody."""
-
-
 def evaluate_run(
     run: str,
     *,
@@ -62,27 +76,29 @@ def evaluate_run(
     delimiter: str | None = None,
     backend: BackendName = "auto",
     device: str | None = None,
-    tell: Tell = ignore,
+    listener: Listener = NOBODY,
 ) -> dict[str, Any]:
-    """Metrics of a trained run on the test part of its own data, or on other data; `tell` gets a line of warning."""
+    """Metrics of a trained run on the test part of its own data, or on other data."""
     if label is not None and source is None:
         raise ConfigError("label: says which column of --data holds the labels, but data is not given")
-    config, loaded, place = _load_run(run, backend, device)
+    config, loaded, place = load_run(run, backend, device)
     task, target = loaded.metadata["task"], (loaded.metadata["target_mean"], loaded.metadata["target_std"])
     if source is None:
         if config.data == STANDARD_INPUT:
             raise ConfigError("data: the run read its rows by standard input; name other rows with --data")
-        dataset = sets.read_dataset(open_source(config.data, replace(config.reading(), task=task)))
+        dataset = sets.read_dataset(
+            open_source(config.data, replace(config.reading(), task=task, watch=listener.watch))
+        )
         for names in ("classes", "columns"):
             if list(getattr(dataset, names)) != loaded.metadata[names]:
                 raise DataError(f"{config.data}: its {names} are no longer those that the run was trained on")
-        if dataset.encoding != _encoding(loaded):
+        if dataset.encoding != encoding_of(loaded):
             raise DataError(f"{config.data}: its values are no longer those that the run was trained on")
         if not len(dataset.y_test):
             raise ConfigError(f"data: the run was trained on all rows of {config.data}; name other rows with --data")
         x, y, name = dataset.x_test, dataset.y_test, f"{dataset.name}, test part"
     else:
-        x, y = _read_labelled(source, label, delimiter, loaded, tell)
+        x, y = _read_labelled(source, label, delimiter, loaded, listener)
         name = source
     _check_features(x, loaded, source or config.data)
     metrics = measure(loaded.net, loaded, (x, y), task, target, backend=place)
@@ -114,15 +130,14 @@ def predict_run(
     delimiter: str | None = None,
     backend: BackendName = "auto",
     device: str | None = None,
-    tell: Tell = ignore,
+    listener: Listener = NOBODY,
 ) -> tuple[list[str], list[list[str]]]:
     """(header, rows) of the predictions of a trained run for raw rows of data.
 
-    Classes come with their probabilities, values in the units of the training targets. `tell` gets a line on
-    missing values that were filled, and one on texts that the training file had not.
+    Classes come with their probabilities, values in the units of the training targets.
     """
-    _, loaded, place = _load_run(run, backend, device)
-    x = _read_unlabelled(source, delimiter, loaded, tell)
+    _, loaded, place = load_run(run, backend, device)
+    x = _read_unlabelled(source, delimiter, loaded, listener)
     _check_features(x, loaded, source)
     with np.errstate(over="ignore", invalid="ignore"):  # refused next
         outputs = predict(loaded.net, loaded.params, loaded.state, x, backend=place).astype(np.float64)
@@ -142,7 +157,8 @@ def predict_run(
     return ["prediction", *(f"p({name})" for name in classes)], rows
 
 
-def _load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
+def load_run(run: str, backend: BackendName, device: str | None) -> tuple[Config, Loaded, Backend]:
+    """The configuration and the network of a finished run, and the backend that the network is on."""
     config = read_config(_finished(run))
     place = make_backend(backend, dtype=config.dtype, device=device)
     return config, load_network(run, place), place
@@ -172,7 +188,7 @@ def _check_metadata(path: Path, loaded: Loaded) -> None:
             raise CheckpointError(f"{path}: no {name} in its metadata, so it is no network of a run")
     found, net = loaded.metadata, loaded.net
     try:
-        features = _encoding(loaded).features
+        features = encoding_of(loaded).features
     except ValueError as error:
         raise CheckpointError(f"{path}: encoding in its metadata: {error}") from error
     if features and list(features) != found["columns"]:
@@ -195,36 +211,41 @@ def _gap_from(config: Config, loaded: Loaded, x: HostArray, place: Backend) -> d
     return statistics_gap(loaded.state, precise_statistics(loaded.net, loaded.params, loaded.state, some, **options))
 
 
-def _encoding(loaded: Loaded) -> Encoding:
+def encoding_of(loaded: Loaded) -> Encoding:
+    """What the columns of a table become for the network of a run."""
     return Encoding.from_metadata(loaded.metadata.get("encoding"))
 
 
-def _read_table(source: str, loaded: Loaded, tell: Tell, **wanted: Any) -> Table:
+def _read_table(source: str, loaded: Loaded, listener: Listener, **wanted: Any) -> Table:
     """The run's columns of a table, as the network takes them."""
-    encoding = _encoding(loaded)
+    encoding = encoding_of(loaded)
     columns = [column.name for column in encoding.columns] or loaded.metadata["columns"]
     more: dict[str, Any] = {
         "columns": columns,
         "impute": encoding.impute,
         "one_hot": encoding.text_columns,
         "hints": False,
+        "watch": listener.watch,
     }
     if source != STANDARD_INPUT:
         check_regular(Path(source))
     table = read_table(Path(source), Wanted(**wanted, **more))
-    for line in encoding.remarks("standard input" if source == STANDARD_INPUT else source, table):
-        tell(line)
+    where = "standard input" if source == STANDARD_INPUT else source
+    for line in separator(where, table, wanted["delimiter"]):
+        listener.note(line)
+    for line in encoding.remarks(where, table):
+        listener.warn(line)
     return table._replace(x=encoding.apply(table))
 
 
 def _read_labelled(
-    source: str, label: str | None, delimiter: str | None, loaded: Loaded, tell: Tell
+    source: str, label: str | None, delimiter: str | None, loaded: Loaded, listener: Listener
 ) -> tuple[HostArray, HostArray]:
     """(x, y) to evaluate on: the test part where the source has one, else all of its rows."""
     task, classes, path = loaded.metadata["task"], loaded.metadata["classes"], Path(source)
     lines: Sequence[int] = ()
     if is_table(source):
-        table = _read_table(source, loaded, tell, label=label or loaded.metadata["label"], delimiter=delimiter)
+        table = _read_table(source, loaded, listener, label=label or loaded.metadata["label"], delimiter=delimiter)
         x, y, lines = table.x, table.y, table.lines
     elif path.suffix == ".npz" and path.is_file():
         arrays = readers.read_npz(path)
@@ -239,10 +260,10 @@ def _read_labelled(
     return x, labels.of_kind(y, task, classes, source, lines)
 
 
-def _read_unlabelled(source: str, delimiter: str | None, loaded: Loaded, tell: Tell) -> HostArray:
+def _read_unlabelled(source: str, delimiter: str | None, loaded: Loaded, listener: Listener) -> HostArray:
     path = Path(source)
     if is_table(source):
-        return _read_table(source, loaded, tell, labelled=False, delimiter=delimiter).x
+        return _read_table(source, loaded, listener, labelled=False, delimiter=delimiter).x
     if path.suffix == ".npz" and path.is_file():
         arrays = readers.read_npz(path)
         if "x" not in arrays:

@@ -163,7 +163,7 @@ def _count_steps(config: Config, shares: Shares) -> tuple[int, int]:
 def _build_network(config: Config, dataset: Dataset) -> Sequential:
     return mlp(
         [dataset.features, *config.hidden, dataset.outputs],
-        norm="batch" if config.norm == "batch" else None,
+        norm=None if config.norm == "none" else config.norm,
         activation=config.activation,
         norm_position=config.norm_position,
         standardize=config.standardize,

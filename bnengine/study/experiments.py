@@ -6,9 +6,9 @@ import dataclasses
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
-from .._typing import DTypeName, Library, NormPosition
+from .._typing import DTypeName, Library, Norm, NormPosition
 from ..functional.activations import ActivationName
 from ..optimizers import OptimizerName
 
@@ -18,6 +18,10 @@ WIDTH = 100
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 DECADES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "rmsprop", "adam")
+
+Arm: TypeAlias = Literal[Norm, "none"]
+
+THREE_ARMS: tuple[Arm, ...] = ("batch", "dyt", "none")
 
 Settings = Mapping[str, Any]
 """Fields of `Trial`; where a field has a tuple of values, each is tried."""
@@ -31,7 +35,8 @@ class Experiment:
     question: str
     varies: str
     panels: Mapping[str, Settings]
-    arms: tuple[str, ...] = ("batch", "none")
+    arms: tuple[Arm, ...] = ("batch", "none")
+    """How the hidden layers are normalised: words of `Config.norm`."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Trial:
     panel: str
     value: float | str
     """What the experiment varies."""
-    norm: str
+    norm: Arm
     seed: int
     steps: int
     hidden: int = 3
@@ -81,6 +86,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             "3 x 100 sigmoid": {"activation": "sigmoid", "learning_rate": RATES},
             "10 x 100 ReLU": {"hidden": 10, "learning_rate": RATES},
         },
+        arms=THREE_ARMS,
     ),
     "matched": Experiment(
         "Matched against largest learning rate",
@@ -134,6 +140,17 @@ EXPERIMENTS: dict[str, Experiment] = {
             "ReLU": {"hidden": (2, 5, 10, 20, 50), "learning_rate": (0.003, 0.03)},
             "sigmoid": {"hidden": (2, 5, 10, 20, 50), "activation": "sigmoid", "learning_rate": 1.0},
         },
+        arms=THREE_ARMS,
+    ),
+    "geometry": Experiment(
+        "Geometry at initialisation",
+        "What do the layers of an untrained network make of a mini-batch: do its rows stay apart?",
+        "hidden",
+        {
+            "50 x 100 ReLU": {"hidden": 50, "steps": 0},
+            "50 x 100 linear": {"hidden": 50, "activation": "identity", "steps": 0},
+        },
+        arms=THREE_ARMS,
     ),
 }
 """By name. The field `steps` of a panel is a factor of the study's step budget."""

@@ -91,10 +91,12 @@ def _sections(record: Record) -> Iterator[str]:
 
 def _section(name: str, experiment: Experiment, panels: Sequence[Panel], said: Sequence[Said], steps: int) -> str:
     drawn = [plot for panel in panels for plot in plots.plots_of(panel)]
-    tables = [_points_table(panel) for panel in panels]
+    tables = [_points_table(panel) if steps else _layers_table(panel) for panel in panels]
     if name == "section_4_1":
         tables += [_steps_table(panel.curves) for panel in panels]
-    reading = " ".join([f"{steps} steps.", *dict.fromkeys(plot.reading for plot in drawn)])
+    reading = " ".join(
+        [f"{steps} steps." if steps else "Before any step.", *dict.fromkeys(plot.reading for plot in drawn)]
+    )
     return (
         f'<section id="{name}"><h2>{escape(experiment.title)}</h2>'
         f'<p class="question">{escape(experiment.question)} {escape(reading)}</p>'
@@ -116,7 +118,7 @@ def _points_table(panel: Panel) -> str:
     rows = []
     for p in panel.points:
         cells = [shown(p.value), *([] if single else [f"{p.learning_rate:g}"])]
-        cells += ["batch" if p.norm == "batch" else "none", *(f"{value:.4f}" for value in (p.mean, p.low, p.high))]
+        cells += [p.norm, *(f"{value:.4f}" for value in (p.mean, p.low, p.high))]
         steps = f"{p.mean_steps:.0f}" if None not in p.steps_to_target else "not all seeds"
         rows.append([*cells, steps, f"{p.diverged} of {len(p.accuracies)}", "yes" if p.usable else "no"])
     return table(panel.name, [*heads, "steps to target", "diverged", "usable"], rows)
@@ -133,6 +135,23 @@ def _steps_table(curves: Sequence[Curve]) -> str:
             cells.append(f"{sum(seen) / len(seen):.4f}")
         rows.append(cells)
     return table("Mean test accuracy over the steps", ["step", "with BN", "without"], rows)
+
+
+def _layers_table(panel: Panel) -> str:
+    """Rank, and angle of two rows and of the row that is furthest, in the mean of the seeds, by layer."""
+    heads, columns = ["layer"], []
+    for norm in panel.norms():
+        own = [curve for curve in panel.curves if curve["norm"] == norm]
+        middle = [[angle for _, angle, _ in curve["angle_percentiles"]] for curve in own]
+        for name, values in (
+            ("rank", [curve["rank"] for curve in own]),
+            ("median angle", middle),
+            ("furthest row", [curve["furthest"] for curve in own]),
+        ):
+            heads.append(f"{name}, {plots.NAMES[norm]}")
+            columns.append([f"{sum(each) / len(each):.1f}" for each in zip(*values, strict=True)])
+    shown_layers = [n for n in range(len(columns[0])) if n <= 2 or n % 5 == 0]
+    return table(panel.name, heads, [[f"{n}", *(column[n] for column in columns)] for n in shown_layers])
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

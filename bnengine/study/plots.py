@@ -6,14 +6,14 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from .._drawing import BLUE, GREY, ORANGE, drawing, png, set_title
+from .._drawing import BLUE, GREEN, GREY, ORANGE, drawing, png, set_title
 from .experiments import EXPERIMENTS
 from .points import WORDS, Panel, Point, experiments, shown
 from .records import Curve, Record
 from .trial import PERCENTILES
 
-NAMES = {"batch": "with BN", "none": "without"}
-STYLES = {"batch": (BLUE, "o", "-"), "none": (ORANGE, "s", "--")}
+NAMES = {"batch": "with BN", "dyt": "with Dynamic Tanh", "none": "without"}
+STYLES = {"batch": (BLUE, "o", "-"), "dyt": (GREEN, "^", "-."), "none": (ORANGE, "s", "--")}
 CROSS = "\N{MULTIPLICATION SIGN}"
 IN_CELLS = f"Numbers in cells are per cent, a frame means usable, {CROSS} that a seed diverged."
 
@@ -31,7 +31,8 @@ def pictures(record: Record) -> Iterator[tuple[str, bytes]]:
     """(name of the experiment, PNG file's bytes) for each experiment."""
     for name, panels in experiments(record["rows"], record["curves"], record["meta"]["target"]).items():
         steps = max(row["steps"] for row in record["rows"] if row["experiment"] == name)
-        words = f"{record['meta']['data']}, {len(record['meta']['seeds'])} seeds, {steps} steps"
+        words = f"{record['meta']['data']}, {len(record['meta']['seeds'])} seeds"
+        words += f", {steps} steps" if steps else ""
         plots = [plot for panel in panels for plot in plots_of(panel)]
         yield name, png(picture(plots, f"{EXPERIMENTS[name].title}: {words}"))
 
@@ -59,6 +60,8 @@ def plots_of(panel: Panel) -> list[Plot]:
     """The plots of a panel: curves over steps, lines over what is varied, or a heat map for each arm."""
     if panel.experiment == "section_4_1":
         return _section_4_1(panel.name, panel.curves)
+    if panel.experiment == "geometry":
+        return _geometry(panel.name, panel.curves)
     if panel.experiment == "bias":
         words = (
             f"{panel.name}: loss of the batch over the steps with and without the bias; the lines lie on each other."
@@ -72,19 +75,19 @@ def plots_of(panel: Panel) -> list[Plot]:
         words = f"{panel.name}: test accuracy over {what}, with and without batch normalisation; {seen}"
         return [Plot(panel.name, words, functools.partial(_lines, panel=panel), "Bands: lowest to highest seed.")]
     found = []
-    for norm, name in NAMES.items():
-        title = f"{panel.name}, {name}"
+    for norm in panel.norms():
+        title = f"{panel.name}, {NAMES[norm]}"
         words = f"{title}: mean test accuracy in per cent over {what} and learning rate; {seen}"
-        found.append(Plot(title, words, functools.partial(_heat_map, points=panel.arms()[norm], what=what), IN_CELLS))
+        found.append(Plot(title, words, functools.partial(_heat_map, points=panel.arm(norm), what=what), IN_CELLS))
     return found
 
 
 def _lines(axes: Any, panel: Panel) -> None:
-    for norm, name in NAMES.items():
+    for norm in panel.norms():
         colour, marker, style = STYLES[norm]
-        own = sorted(panel.arms()[norm], key=lambda point: point.value)
+        own = sorted(panel.arm(norm), key=lambda point: point.value)
         x = [point.value for point in own]
-        axes.plot(x, [point.mean for point in own], style, marker=marker, color=colour, label=name)
+        axes.plot(x, [point.mean for point in own], style, marker=marker, color=colour, label=NAMES[norm])
         axes.fill_between(x, [p.low for p in own], [p.high for p in own], color=colour, alpha=0.18, linewidth=0)
         some = [point for point in own if not point.usable]
         axes.plot([p.value for p in some], [p.mean for p in some], marker, color=colour, markerfacecolor="white")
@@ -158,6 +161,43 @@ def _learned(axes: Any, curve: Curve, name: str) -> None:
     _finish(axes)
 
 
+def _geometry(panel: str, curves: Sequence[Curve]) -> list[Plot]:
+    words = f"{panel}: rank of a mini-batch over the layers of an untrained network, a line for each seed."
+    found = [Plot(f"{panel}: rank", words, functools.partial(_ranks, curves=curves))]
+    words = (
+        f"{panel}: angles between the rows of a mini-batch over the layers, first seed; the numbers are in the table."
+    )
+    first = [curve for curve in curves if curve["seed"] == curves[0]["seed"]]
+    reading = (
+        f"Bands: {PERCENTILES[0]}th to {PERCENTILES[2]}th percentile. Dotted: the row that is furthest from the others."
+    )
+    return [*found, Plot(f"{panel}: angles", words, functools.partial(_angles, curves=first), reading)]
+
+
+def _ranks(axes: Any, curves: Sequence[Curve]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    for curve in curves:
+        colour, _, style = STYLES[curve["norm"]]
+        axes.plot(curve["layer"], curve["rank"], style, color=colour, label=NAMES[curve["norm"]])
+    axes.set(xlabel="layer", ylabel="rank", yscale="log", ylim=(0.9, None))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter("{x:g}")
+    _finish(axes, steps=False)
+
+
+def _angles(axes: Any, curves: Sequence[Curve]) -> None:
+    for curve in curves:
+        colour, _, style = STYLES[curve["norm"]]
+        low, middle, high = zip(*curve["angle_percentiles"], strict=True)
+        axes.plot(curve["layer"], middle, style, color=colour, label=f"median, {NAMES[curve['norm']]}")
+        axes.fill_between(curve["layer"], low, high, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(curve["layer"], curve["furthest"], ":", color=colour)
+    axes.set(xlabel="layer", ylabel="angle between two rows, degrees", ylim=(0, None))
+    _finish(axes, steps=False)
+
+
 def _band(axes: Any, steps: Sequence[int], rows: Sequence[Sequence[float]], colour: str) -> None:
     low, middle, high = zip(*rows, strict=True)
     axes.plot(steps, middle, color=colour, label="median")
@@ -166,15 +206,16 @@ def _band(axes: Any, steps: Sequence[int], rows: Sequence[Sequence[float]], colo
     axes.set_xlabel("step")
 
 
-def _finish(axes: Any) -> None:
-    """A logarithmic axis with few numbers on it, a grid, and names for all that is drawn."""
+def _finish(axes: Any, *, steps: bool = True) -> None:
+    """Of steps a logarithmic axis with few numbers on it; a grid, and names for all that is drawn."""
     from matplotlib.ticker import LogLocator, NullLocator
 
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high >= 100 * low else (1, 2, 5)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter("{x:g}")
+    if steps:
+        axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1,) if high >= 100 * low else (1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:g}")
     handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
     axes.legend(handles.values(), handles.keys(), frameon=False, fontsize=7)
     axes.grid(color="#e5e7eb")

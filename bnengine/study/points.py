@@ -13,7 +13,7 @@ from .records import Curve, Row
 MARGIN = 0.02
 """Of accuracy: what a usable setting may lose against the best."""
 
-USABLE = "mean validation accuracy within 2 points of the best mean of both arms in the same panel"
+USABLE = "mean validation accuracy within 2 points of the best mean of all arms in the same panel"
 
 CHOSEN = "Settings are chosen by their accuracy on validation rows, and what is said of them is of test rows."
 CHOSEN_BY_TEST = (
@@ -172,9 +172,17 @@ class Panel(NamedTuple):
     target: float
     """Test accuracy that steps are counted to."""
 
+    def arm(self, norm: str) -> list[Point]:
+        """The points with that normalisation."""
+        return [point for point in self.points if point.norm == norm]
+
     def arms(self) -> dict[str, list[Point]]:
-        """The points with and without normalisation."""
-        return {norm: [point for point in self.points if point.norm == norm] for norm in ("batch", "none")}
+        """The points with batch normalisation, and those with no normalisation."""
+        return {norm: self.arm(norm) for norm in ("batch", "none")}
+
+    def norms(self) -> list[str]:
+        """All arms that there are, in the order of the experiment."""
+        return [norm for norm in EXPERIMENTS[self.experiment].arms if self.arm(norm)]
 
     def is_line(self) -> bool:
         """Whether one thing alone is varied; otherwise the learning rate is too."""

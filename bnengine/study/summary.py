@@ -13,6 +13,7 @@ from .points import LEVEL, Panel, Point, experiments, interval, shown
 from .records import Curve, Row, Said
 
 ARMS = {"batch": "with batch normalisation", "none": "without it"}
+EVERY_ARM = {**ARMS, "dyt": "with Dynamic Tanh"}
 
 
 Texts = Iterator[tuple[str, bool | None]]
@@ -178,13 +179,55 @@ def _position(panel: Panel) -> Texts:
         max((point for point in panel.points if point.value == value), key=lambda point: point.choice_mean)
         for value in ("pre", "post")
     )
-    low, high = _difference(after, before)
-    verdict = f"no difference is shown ({_interval(low, high, '+.1f')} points)"
-    if low > 0 or high < 0:
-        apart = f"by {abs(low + high) / 2:.1f} points ({_interval(low, high, '+.1f')})"
-        verdict = f"{'after' if low > 0 else 'before'} is higher {apart}"
     said = [f"{_accuracy(point)} (learning rate {point.learning_rate:g})" for point in (before, after)]
+    verdict = _higher({"after": after, "before": before})
     yield f"normalised before the activation {said[0]}, after it {said[1]}: {verdict}.", None
+
+
+def _higher(two: dict[str, Point]) -> str:
+    """Which of two points has the higher accuracy, by its name, where the interval excludes no difference."""
+    (first, ours), (second, other) = two.items()
+    low, high = _difference(ours, other)
+    if low <= 0 <= high:
+        return f"no difference is shown ({_interval(low, high, '+.1f')} points)"
+    apart = f"by {abs(low + high) / 2:.1f} points ({_interval(low, high, '+.1f')})"
+    return f"{first if low > 0 else second} is higher {apart}"
+
+
+def _dynamic_tanh(panel: Panel) -> Texts:
+    """The third arm against batch normalisation; records of before have none."""
+    own = panel.arm("dyt")
+    if not own:
+        return
+    best, other = (max(arm, key=lambda point: point.choice_mean) for arm in (own, panel.arm("batch")))
+    verdict = _higher({"Dynamic Tanh": best, "batch normalisation": other})
+    diverged, runs = sum(point.diverged for point in own), sum(len(point.accuracies) for point in own)
+    said = f"best mean test accuracy {_accuracy(best)} ({best.setting}), {diverged} of {runs} runs diverged"
+    yield f"with Dynamic Tanh in the place of batch normalisation: {said}: {verdict}.", None
+    if panel.experiment == "learning_rate":
+        usable, _ = _range([(point.learning_rate, point.usable) for point in own])
+        yield f"usable learning rates with Dynamic Tanh: {usable}.", None
+    else:
+        deepest = max((float(p.value) for p in own if p.mean >= panel.target), default=0)
+        words = f"{deepest:g} hidden layers" if deepest else "none"
+        yield f"deepest network whose mean test accuracy reaches {panel.target:g} with Dynamic Tanh: {words}.", None
+
+
+def _geometry(panel: Panel) -> Texts:
+    """Rank and angles in front of the first layer and behind the last, in the mean of the seeds."""
+    for norm in panel.norms():
+        own = [curve for curve in panel.curves if curve["norm"] == norm]
+        ends = [[statistics.fmean(curve[name][at] for curve in own) for at in (0, -1)] for name in ("rank", "furthest")]
+        middle = [statistics.fmean(curve["angle_percentiles"][at][1] for curve in own) for at in (0, -1)]
+        (rank, last_rank), (_, furthest) = ends
+        yield (
+            (
+                f"a mini-batch of rank {rank:.1f}, with a median angle of {middle[0]:.0f} degrees between two rows, has rank "
+                f"{last_rank:.1f} and angle {middle[1]:.0f} after {own[0]['layer'][-1]} layers {EVERY_ARM[norm]}, its furthest row "
+                f"{furthest:.0f} degrees from the others."
+            ),
+            None,
+        )
 
 
 def _matched(panel: Panel) -> Texts:
@@ -245,13 +288,14 @@ COMPARED = (_fastest, _most_accurate, _diverged)
 
 SAID: dict[str, tuple[Callable[[Panel], Texts], ...]] = {
     "section_4_1": (*COMPARED, _movement, _learned),
-    "learning_rate": (functools.partial(_ranges, "learning_rate", "learning rates"), *COMPARED),
+    "learning_rate": (functools.partial(_ranges, "learning_rate", "learning rates"), *COMPARED, _dynamic_tanh),
     "matched": (_matched, *COMPARED),
     "initial_scale": (functools.partial(_ranges, "value", "factors of the initial weights"), *COMPARED),
     "optimizer": (_rates_by_value, *COMPARED),
     "norm_position": (*COMPARED, _position),
     "batch_size": (*COMPARED, functools.partial(_losses, "rows in a batch")),
     "bias": (_same_trajectory,),
-    "depth": (_deepest, *COMPARED, functools.partial(_losses, "hidden layers")),
+    "depth": (_deepest, *COMPARED, functools.partial(_losses, "hidden layers"), _dynamic_tanh),
+    "geometry": (_geometry,),
 }
 """What is said of each experiment."""

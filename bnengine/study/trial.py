@@ -21,8 +21,9 @@ from ..fully_connected import mlp
 from ..layers import Activation, BatchNorm, Layer, Linear, Standardize
 from ..networks import Sequential
 from ..optimizers import BY_NAME
+from ..training.compiled import compiled
 from ..training.evaluation import evaluate
-from ..training.step import train_step
+from . import geometry
 from .experiments import WIDTH, Trial
 from .records import Curve, Row
 
@@ -89,7 +90,8 @@ def looks(steps: int) -> list[int]:
 def train(trial: Trial, problem: Problem, target: float) -> tuple[Row, Curve]:
     """Train as described; the row of results, and what was seen at each look.
 
-    A trial whose loss is not finite stops there. It counts with the accuracy of guessing.
+    A trial whose loss is not finite stops there. It counts with the accuracy of guessing, as one that is not trained
+    does.
     """
     began = time.perf_counter()
     curve: Curve = {name: [] for name in ("step", "loss", *PARTS.values())}
@@ -107,7 +109,7 @@ def train(trial: Trial, problem: Problem, target: float) -> tuple[Row, Curve]:
         **dataclasses.asdict(trial),
         "network": trial.network,
         "seconds": round(time.perf_counter() - began, 2),
-        **{name: curve[name][-1] if diverged_at is None else problem.chance for name in PARTS.values()},
+        **{name: problem.chance if diverged_at or not trial.steps else curve[name][-1] for name in PARTS.values()},
         "steps_to_target": _first_step(curve, "test_accuracy", target),
         "validation_steps_to_target": _first_step(curve, "validation_accuracy", target),
         "diverged": diverged_at is not None,
@@ -125,7 +127,7 @@ def network(trial: Trial, inputs: int, outputs: int) -> Sequential:
     """The trial's network; its inputs are standardised already."""
     net = mlp(
         [inputs, *[WIDTH] * trial.hidden, outputs],
-        norm="batch" if trial.norm == "batch" else None,
+        norm=None if trial.norm == "none" else trial.norm,
         activation=trial.activation,
         norm_position=trial.norm_position,
         scale=trial.scale,
@@ -160,14 +162,17 @@ def _steps(trial: Trial, problem: Problem, curve: Curve) -> Iterator[tuple[int, 
     params, state = net.init(trial.seed, backend=backend)
     if trial.bias == "with":
         _draw_biases(params, trial.seed, backend)
+    if trial.experiment == "geometry":
+        rows = next(_batches(trial, len(problem.x)))
+        curve.update(geometry.by_layer(net, params, state, backend.asarray(problem.x[rows])))
     opt_state = optimizer.init(params)
-    at = set(looks(trial.steps))
+    at, train = set(looks(trial.steps)), compiled(net, optimizer, backend=backend)
     parts = {"test": (problem.x_test, problem.y_test), "validation": (problem.x_validation, problem.y_validation)}
     parts = {name: (x.astype(trial.dtype, copy=False), labels) for name, (x, labels) in parts.items()}
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # some trials diverge: that is a result
         for step, rows in enumerate(itertools.islice(_batches(trial, len(problem.x)), trial.steps), 1):
             x, labels = backend.asarray(problem.x[rows]), backend.asarray(problem.y[rows])
-            params, state, opt_state, loss = train_step(net, optimizer, params, state, opt_state, x, labels)
+            params, state, opt_state, loss = train(params, state, opt_state, x, labels)
             seen: dict[str, Any] = {}
             if step in at:
                 some = slice(None if step == trial.steps else LOOKED)

@@ -1,5 +1,7 @@
 """Fitting a network: a step, the loop around it, evaluation, and running statistics taken anew."""
 
+from .compiled import Compiled as Compiled
+from .compiled import compiled as compiled
 from .evaluation import evaluate as evaluate
 from .evaluation import predict as predict
 from .fitted import Fitted as Fitted

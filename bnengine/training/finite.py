@@ -17,6 +17,7 @@ from ..context import Context
 from ..functional import Loss, loss_function
 from ..functional.losses import LossName
 from ..networks import Sequential
+from ..recording import made
 
 Step = Callable[..., tuple[Tree, Tree, Tree, Array]]
 """(params, state, opt_state, x, targets, and of several ranks rows) -> (params, state, opt_state, loss)"""
@@ -39,20 +40,27 @@ def skipping(step: Step) -> Step:
     """
 
     def guarded(params: Tree, state: Tree, opt_state: Tree, *batch: Array) -> tuple[Tree, Tree, Tree, Array]:
-        before = {"params": trees.copied(params), "state": state, "opt_state": trees.copied(opt_state)}
+        before = {"params": params, "state": state, "opt_state": opt_state}
+        old = made(_copies, list(filter(_is_values, trees.leaves(before))))
         params, state, opt_state, loss = step(params, state, opt_state, *batch)
-        after = {"params": params, "state": state, "opt_state": opt_state}
-        xp, good = array_namespace(loss), all_finite({"loss": loss, **after})
-
-        def chosen(new: Any, old: Any) -> Any:
-            return xp.where(good, new, old) if _is_values(new) else new
-
-        pairs = zip(trees.leaves(after), trees.leaves(before, after), strict=True)
-        kept = trees.rebuild(after, [chosen(new, old) for new, old in pairs])
-        loss = xp.where(good, loss, xp.full_like(loss, float("nan")))
+        new = trees.leaves({"params": params, "state": state, "opt_state": opt_state}, before)
+        loss, chosen = made(_chosen, loss, list(filter(_is_values, new)), old)
+        values = iter(chosen)
+        kept = trees.rebuild(before, [next(values) if _is_values(leaf) else leaf for leaf in new])
         return trees.settled((kept["params"], kept["state"], kept["opt_state"], loss))
 
     return guarded
+
+
+def _copies(arrays: list[Array]) -> list[Array]:
+    return [array_namespace(a).asarray(a, copy=True) for a in arrays]
+
+
+def _chosen(loss: Array, new: list[Array], old: list[Array]) -> tuple[Array, list[Array]]:
+    """The new values and the loss where all are finite, else the old ones and NaN."""
+    xp, good = array_namespace(loss), all_finite({"loss": loss, **{str(i): a for i, a in enumerate(new)}})
+    chosen = [xp.where(good, after, before) for after, before in zip(new, old, strict=True)]
+    return xp.where(good, loss, xp.full_like(loss, float("nan"))), chosen
 
 
 def first_nonfinite(

@@ -66,7 +66,8 @@ class Fitted:
 
 def copy_of(fitted: Fitted) -> Fitted:
     """A copy that later steps, which write into what they are given, leave alone."""
-    return dataclasses.replace(fitted, params=trees.copied(fitted.params), opt_state=trees.copied(fitted.opt_state))
+    params, state, opt_state = map(trees.copied, (fitted.params, fitted.state, fitted.opt_state))
+    return dataclasses.replace(fitted, params=params, state=state, opt_state=opt_state)
 
 
 def _cell(value: Any) -> str:

@@ -22,6 +22,7 @@ from ..networks import Sequential
 from ..optimizers import OptimizerLike
 from ..parallel import Alone, Communicator, Shares
 from . import finite
+from .compiled import compiled
 from .evaluation import measured
 from .fitted import Fitted, NonFiniteError, copy_of
 from .rows import Rows, checked_rows, checked_weights, on_device
@@ -292,17 +293,18 @@ class _Loop:
     def step(self) -> finite.Step:
         """One training step, given what `batch` gives."""
         ranks, group = self.shares.ranks, self.shares.group
-        names = ["x", "targets", *(["rows"] if ranks.size > 1 else []), *([] if self.weights is None else ["weights"])]
+        if ranks.size == 1:
+            settings: dict[str, Any] = {"seed": self.how.seed, "on_nonfinite": self.how.on_nonfinite}
+            return compiled(self.net, self.optimizer, self.loss, self.backend, **settings)
+        names = ["x", "targets", "rows", *([] if self.weights is None else ["weights"])]
         how: dict[str, Any] = {"loss": self.loss, "seed": self.how.seed}
-        if ranks.size > 1:
-            how |= {"all_reduce": ranks.sum, "sync_statistics": group.sum if group.size > 1 else None}
+        how |= {"all_reduce": ranks.sum, "sync_statistics": group.sum if group.size > 1 else None}
 
         def step(params: Tree, state: Tree, opt_state: Tree, *given: Array) -> tuple[Tree, Tree, Tree, Array]:
             batch: dict[str, Any] = dict(zip(names, given, strict=True))
             return train_step(self.net, self.optimizer, params, state, opt_state, **batch, **how)
 
-        step = finite.skipping(step) if self.how.on_nonfinite == "skip" else step
-        return self.backend.compiled(step) if ranks.size == 1 else step
+        return finite.skipping(step) if self.how.on_nonfinite == "skip" else step
 
     def good(self, done: Fitted) -> bool:
         """Whether losses, parameters and state are finite; with "skip", where they always are, any loss."""

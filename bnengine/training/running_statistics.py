@@ -74,7 +74,8 @@ def recalibrate(
     Notes
     -----
     "population" goes over x once for each batch normalisation: the input of one depends on the statistics of those
-    before it. Parts are merged in float64 (Chan, Golub and LeVeque 1979).
+    before it. Parts are merged in float64 (Chan, Golub and LeVeque 1979). Variances are unbiased, those of a BatchNorm
+    with `unbiased=False` too.
 
     Examples
     --------
@@ -176,8 +177,8 @@ class _Rows:
         size = 2 if batch_size == 1 else batch_size  # of a network trained row by row, with other norms or none
         rng = np.random.default_rng(0)  # sorted rows would mislead
         self.batches = data.batches(self.shares.total, size, rng)
-        # The new state then is the batch's own.
-        self.net = net.replace(BatchNorm, momentum=1.0).replace(Dropout, rate=0.0)
+        # The new state then is the batch's own, its variance unbiased.
+        self.net = net.replace(BatchNorm, momentum=1.0, unbiased=True).replace(Dropout, rate=0.0)
         self.norms = [n for n, layer in net.named() if isinstance(layer, BatchNorm) and layer.statistics != "running"]
         zeros = {name: _zero(own) for name, own in running_averages(state).items() if name in self.norms}
         self.blank = with_averages(state, zeros)

@@ -17,6 +17,7 @@ from ..functional import Loss, loss_function, loss_sum
 from ..functional.losses import LossName
 from ..networks import Sequential
 from ..optimizers import Optimizer, OptimizerLike
+from ..recording import again, made
 
 
 def train_step(
@@ -97,8 +98,11 @@ def train_step(
     """
     instance("net", net, Sequential, "a Sequential")
     check_optimizer(optimizer)
-    if not isinstance(opt_state, dict) or "step" not in opt_state:
-        raise TypeError(f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}")
+    instance("opt_state", opt_state, dict, "a dict such as optimizer.init gives")
+    if "step" not in opt_state:
+        raise ValueError(
+            f"opt_state: expected a dict with a step, such as optimizer.init gives, got {shown(opt_state)}"
+        )
     context = Context(True, sync_statistics, Draws(seed, opt_state["step"], rows), weights)
     output, state, residuals = net.forward(params, state, x, context)
     if all_reduce is None:
@@ -139,12 +143,12 @@ def _loss(loss: LossName | Loss, output: Array, targets: Array, weights: Array |
     given = () if weights is None else (weights,)
     if callable(loss):
         try:
-            return loss(output, targets, *given)
+            return again(loss, output, targets, *given)
         except TypeError as error:
             called = "loss(outputs, targets, weights)" if given else "loss(outputs, targets)"
             raise TypeError(f"loss: called as {called}, it failed: {error}") from error
     try:
-        return loss_function(loss)(output, targets, *given)
+        return made(loss_function(loss), output, targets, *given)
     except (TypeError, ValueError) as error:
         if "weights:" in str(error):
             raise

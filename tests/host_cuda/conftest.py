@@ -40,9 +40,11 @@ def kernels(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Iterator[M
     device.kernel.cache_clear()
     device.raw.cache_clear()
     cuda.wide.chip_of.cache_clear()
+    cuda.wide._launch.cache_clear()
     yield cuda
     device.kernel.cache_clear()
     device.raw.cache_clear()
+    cuda.wide._launch.cache_clear()
     cuda.wide.chip_of.cache_clear()
 
 

@@ -63,6 +63,7 @@ struct Fiber {
   ucontext_t context;
   void* stack = nullptr;
   Wait wait;
+  int phase;      // of the cluster's barrier, when it arrived there
   uint64_t slot;  // what its lane offers to a shuffle
 };
 
@@ -72,6 +73,7 @@ static std::vector<Fiber> fibers;
 static ucontext_t scheduler, stopped;
 static pthread_t launcher;
 static int current, threads, cluster, first_block;
+static int arrived, phase;  // at the cluster's barrier: how many, and how often all have been
 static unsigned random_state;
 static volatile Error error;
 static void (*kernel)(void**);
@@ -169,7 +171,7 @@ static void body() {
 static void prepare() {
   ready_in_warp.assign(warps() * cluster, 0);
   ready_in_block.assign(cluster, 0);
-  ready = 0;
+  ready = arrived = phase = 0;
   if ((int)fibers.size() < threads * cluster) fibers.resize(threads * cluster);
   for (int t = 0; t < threads * cluster; ++t) {
     Fiber& fiber = fibers[t];
@@ -219,7 +221,27 @@ static void release_barriers(int t) {
   bool over = true;
   for (int k = block; k < block + threads; ++k) over = over && fibers[k].wait == DONE;
   if (over) spoil(rank_of(t));  // no other block may look into its shared memory any more
-  if (!ready) release(0, threads * cluster, AT_CLUSTER);
+  bool some_over = false, some_wait = false;
+  for (int k = 0; !ready && k < threads * cluster; ++k) {
+    some_over = some_over || fibers[k].wait == DONE;
+    some_wait = some_wait || fibers[k].wait == AT_CLUSTER;
+  }
+  if (some_over && some_wait) error = PARTIAL_BARRIER;
+}
+
+// The halves of the cluster's barrier: who waits goes on once all have arrived, whether they wait or not.
+static void arrive() {
+  fibers[current].phase = phase;
+  if (++arrived < threads * cluster) return;
+  arrived = 0;
+  ++phase;
+  for (int t = 0; t < threads * cluster; ++t) {
+    if (fibers[t].wait == AT_CLUSTER) set_wait(t, RUNNING);
+  }
+}
+
+static void await_all() {
+  if (fibers[current].phase == phase) pause(AT_CLUSTER);
 }
 
 // LOWEST and HIGHEST let the first or last warp run as far ahead as barriers allow.

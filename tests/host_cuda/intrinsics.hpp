@@ -14,7 +14,12 @@ static inline unsigned atomicAdd(unsigned* at, unsigned value) {
 }
 
 // What the device code itself defines where clusters exist.
-static inline void cluster_sync() { host::pause(host::AT_CLUSTER); }
+static inline void cluster_arrive() { host::arrive(); }
+static inline void cluster_wait() { host::await_all(); }
+static inline void cluster_sync() {
+  cluster_arrive();
+  cluster_wait();
+}
 static inline unsigned cluster_rank() { return host::rank_of(host::current); }
 template <typename T>
 static T* cluster_peer(T* here, unsigned rank) {

@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from bnengine.bench import timing
+from bnengine.bench.timing import Contender
+
 PEERS = {"PyTorch": "torch", "torch.compile": "torch", "jax.jit": "jax"}
 OURS = {"bnengine", "bnengine portable", "bnengine reference"}
 CLOCKS = {"cold", "warm", "call"}
@@ -108,3 +111,58 @@ def test_steps_in_half_types_are_refused(stand_in: ModuleType) -> None:
     done = program("bench", "--backend", "cupy", "--dtype", "float16", "--contenders", "bnengine")
     assert done.returncode == 2
     assert done.stderr == "bnengine: --dtype: float16 is for kernels; add --kernels or leave it out\n"
+
+
+@pytest.fixture
+def events(stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    from bnengine.bench.gpu import events
+
+    made = events._scratch, events._hold, events._read
+    monkeypatch.setattr(events, "cupy", stand_in)
+    stand_in.launches.clear()
+    for kept in made:
+        kept.cache_clear()
+    with stand_in.Device():
+        yield events
+    for kept in made:
+        kept.cache_clear()
+
+
+def test_the_cache_is_flushed_by_reading(events: Any, stand_in: ModuleType) -> None:
+    """What was written lies in it until somebody pays for writing it back."""
+    scratch = events._scratch()
+    scratch[:] = 2
+    events.cold(Contender("a", lambda: stand_in.launches.append("call"), float, 0.0), 0.0)
+    assert (stand_in.host(scratch) == 2).all()
+    assert stand_in.launches == ["bnengine_read", "bnengine_hold", "call"]
+
+
+def test_a_contender_has_so_much_time(events: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slow one has few samples, of the first repeats; speeds are of the repeats that both have."""
+    now = [0.0]
+    monkeypatch.setattr(events.time, "perf_counter", lambda: now[0])
+    calls = {"slow": 0, "quick": 0}
+
+    def take(name: str, seconds: float) -> None:
+        calls[name] += 1
+        now[0] += seconds
+
+    contenders = [
+        Contender("slow", lambda: take("slow", 0.4), float, 0.0),
+        Contender("quick", lambda: take("quick", 0.001), float, 0.0),
+    ]
+    samples = events.take_samples(contenders, 20, {"loop": lambda contender, queued: contender.call() or 1.0})
+    assert {name: len(taken["loop"]) for name, taken in samples.items()} == {"slow": 4, "quick": 20}
+    assert calls == {"slow": 4 + 3, "quick": 20 + events.WARM_UPS}
+    rows = [timing.row(c, 0.0, samples[c.name]["loop"]) for c in contenders]
+    assert timing.compare(rows)[1]["speed_over"]["slow"]["median"] == 1
+
+
+def test_shapes_that_decide_come_first() -> None:
+    from bnengine.bench.gpu.normalization import FIRST, FIXED
+
+    names = [shape.name for shape in FIXED]
+    assert len(names) == len(set(names)) == 54
+    assert names[:2] == ["16x64x256x256 nchw", "16x256x256x64 nhwc"]
+    assert FIRST == 18
+    assert {"32x2048x7x7 nchw", "8192x1024 rows"} <= set(names[:FIRST])

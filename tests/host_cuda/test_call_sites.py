@@ -95,6 +95,26 @@ def test_given_statistics(kernels: ModuleType, stand_in: ModuleType, device: Dev
         close(device, a, b)
 
 
+@pytest.mark.parametrize("chip", ["sm_60", "sm_90"])
+def test_inference_is_one_launch_on_the_statistics_as_they_are(
+    kernels: ModuleType, device: Device, on_chip: Callable[[str], None], arrays: dict[str, Any], chip: str
+) -> None:
+    """What is in the remainder's place is not read; a mean of more precision has one."""
+    on_chip(chip)
+    x, mean, var = (device.put(arrays[name]) for name in ("x", "mean", "var"))
+    m = kernels.given(mean, var, x)
+    assert m.mean is mean
+    assert m.var is var
+    spoilt = type(m)(mean, mean * np.float32(np.nan), var)
+    affine = Affine(None, None, 1e-5, False)
+    want = bn.normalize(arrays["x"], arrays["mean"], arrays["var"])
+    close(device, kernels.normalize(x, spoilt, affine, 1), want)
+    precise = arrays["mean"].astype(np.float64) + 1e6
+    far = arrays["x"] + np.float32(1e6)
+    want = bn.normalize(far.astype(np.float64), precise, arrays["var"].astype(np.float64))
+    close(device, bn.normalize(device.put(far), device.put(precise), var), want)
+
+
 def test_running_statistics(kernels: ModuleType, stand_in: ModuleType, device: Device, arrays: dict[str, Any]) -> None:
     results = []
     for x in (device.put(arrays["x"]), arrays["x"]):
@@ -184,6 +204,17 @@ def test_cache_that_cannot_be_written_is_named(
 
     monkeypatch.setattr(stand_in, "_launch", refuse)
     with pytest.raises(RuntimeError, match=r"Permission denied: '/kernels'; set CUPY_CACHE_DIR"):
+        bn.sigmoid(device.put(np.ones(3, np.float32)))
+
+
+def test_a_library_that_cannot_be_loaded_is_no_matter_of_the_cache(
+    kernels: ModuleType, stand_in: ModuleType, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError("libnvrtc.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(stand_in, "_launch", refuse)
+    with pytest.raises(OSError, match=r"^libnvrtc.so.13: cannot open"):
         bn.sigmoid(device.put(np.ones(3, np.float32)))
 
 

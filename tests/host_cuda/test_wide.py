@@ -80,6 +80,15 @@ def test_same_bits_on_every_schedule(
     assert bits() == first
 
 
+def test_two_blocks_of_a_large_tile_find_room(kernels: ModuleType, device: Device) -> None:
+    """Where a kernel asks for more shared memory than any may have, the multiprocessor gives all it can to it."""
+    plan = kernels.plans.held(kernels.plans.wide(8192, 1024, 1, 4), kernels.wide.chip_of(0), 1)
+    kernel = kernels.wide._kernel("held_forward", "float32", plan.wide.vector, True, plan.threads, plan.cluster)
+    assert plan.shared > kernels.device.SHARED
+    kernels.device.allow_shared(kernel, 0, plan.shared)
+    assert (kernel.max_dynamic_shared_size_bytes, kernel.preferred_shared_memory_carveout) == (plan.shared, 100)
+
+
 # ---- the rule
 
 H100 = {"architecture": 90, "multiprocessors": 132, "shared": 227 * 1024}
@@ -136,6 +145,19 @@ def test_what_the_rule_chooses(kernels: ModuleType) -> None:
     assert chosen((32, 64, 3136), h100, 2) == 8
     assert chosen((32, 64, 3136), a100) is None, "no clusters there"
     assert chosen((65536, 64, 1), h100) is None, "no tile fits"
+    for shape, itemsize, threads in (
+        *(((32, 2048, 49), 4, 128), ((32, 2048, 49), 2, 128), ((32, 1024, 196), 4, 256), ((32, 64, 3136), 4, 512)),
+        *(
+            ((128, 512, 1), 4, 128),
+            ((8192, 1024, 1), 4, 512),
+            ((8192, 1024, 1), 2, 256),
+        ),  # rows of halves: many channels
+    ):
+        assert plans.held(plans.wide(*shape, itemsize), h100, 1).threads == threads, shape
+    for shape, blocks in (((256, 64, 12544), 3136), ((16, 64, 65536), 1152), ((65536, 64, 1), 396)):
+        split = plans.split(plans.wide(*shape, 4), h100)
+        assert split.blocks == blocks, shape
+        assert -(-blocks // (3 * 132)) * 3 * 132 - blocks < 64, "whole waves"
     assert plans.wide(4, 0, 5, 4) is plans.wide(0, 4, 1, 4) is None
     assert plans.wide(4, 6, 1, 4).vector == 2
     assert plans.wide(4, 8, 1, 4, addresses=8).vector == 2

@@ -104,15 +104,20 @@ def child(options: argparse.Namespace, arguments: list[str]) -> int:
 
 def _signal_at(step: int, number: int) -> None:
     """From inside, so that no load of the machine can let the run end before it is sent."""
-    train_step, left = fitting.train_step, [step]
+    compiled, left = fitting.compiled, [step]
 
-    def stepped(*arguments: object, **options: object) -> object:
-        left[0] -= 1
-        if left[0] == 0:
-            os.kill(os.getpid(), number)
-        return train_step(*arguments, **options)
+    def counting(*arguments: object, **options: object) -> object:
+        step = compiled(*arguments, **options)
 
-    fitting.train_step = stepped
+        def stepped(*given: object) -> object:
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), number)
+            return step(*given)
+
+        return stepped
+
+    fitting.compiled = counting
 
 
 def _kill_at(change: int, directory: str) -> None:

@@ -55,7 +55,7 @@ GROUPS = {
     ),
     "plain": (["kernels/plain.py"], ["test_kernels.py", "-k", f"plain and {QUICK}"], 1),
     "layers": (
-        ["layers.py", "networks.py", "context.py"],
+        ["layers.py", "layer.py", "networks.py", "fully_connected.py", "context.py", "trees.py"],
         ["test_layers.py", "test_oracles.py", "-k", QUICK + " and not promises"],
         1,
     ),

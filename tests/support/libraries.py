@@ -14,6 +14,9 @@ import pytest
 from bnengine.backends import as_numpy
 
 NAMES = ["numpy", "numpy-readonly", "strict", "strict-device1", "strict-no_float64", "torch", "jax", "dask"]
+UNNAMED = ["ndonnx", "cubed"]
+"""Those that no backend names: functions of arrays take them all the same."""
+
 WITHOUT_FLOAT64 = ("strict-no_float64", "jax")
 
 
@@ -31,10 +34,7 @@ def need(module: str) -> Any:
 class Library:
     name: str
     asarray: Callable[[Any], Any]
-
-    @staticmethod
-    def host(a: Any) -> np.ndarray:
-        return as_numpy(a)
+    host: Callable[[Any], np.ndarray] = as_numpy
 
 
 def library(name: str) -> Library:
@@ -53,6 +53,11 @@ def library(name: str) -> Library:
         return Library(name, lambda a: torch.asarray(np.array(a)))
     if name == "jax":
         return Library(name, need("jax.numpy").asarray)
+    if name == "ndonnx":
+        return Library(name, need("ndonnx").asarray, lambda a: a.unwrap_numpy())
+    if name == "cubed":
+        cubed = need("cubed.array_api")
+        return Library(name, lambda a: cubed.asarray(np.asarray(a), chunks=tuple(min(n, 5) for n in np.shape(a))))
     dask = need("dask.array")
     return Library(name, lambda a: dask.from_array(np.asarray(a)))
 

@@ -62,7 +62,7 @@ def _measure(
     try:
         clear()
         case = make()
-        outcome = events.measure(case, builders, wanted=options.wanted, repeats=options.samples, clocks=clocks)
+        outcome = events.measure(case, builders, wants=options.wants, repeats=options.samples, clocks=clocks)
     except Exception as reason:  # noqa: BLE001  out of memory, or the device is lost
         outcome = Outcome([], [failure("all", reason)])
     about = about | {"dtype": options.dtype}

@@ -18,7 +18,9 @@ WARM_UPS = 10
 COPIED = 1 << 30
 """Bytes of the copy that everything is held against: far more than any cache."""
 FLUSHED = 4
-"""Times the L2 cache that a flush writes."""
+"""Times the L2 cache that a flush reads."""
+MOST, FEWEST = 1.5, 3
+"""Seconds that a contender may take for its samples of a case, and how many it has in any case."""
 LOOP = 10
 """Training steps in a row that the host waits for once."""
 
@@ -28,6 +30,18 @@ extern "C" __global__ void bnengine_hold(long long cycles) {
   while (clock64() < until) {}
 }
 """
+READ = """
+extern "C" __global__ void bnengine_read(const float4* x, long long n, float* never) {
+  float sum = 0;
+  for (long long i = blockIdx.x * 256LL + threadIdx.x; i < n; i += gridDim.x * 256LL) {
+    float4 v = x[i];
+    sum += v.x + v.y + v.z + v.w;
+  }
+  if (sum == 1) *never = sum;  // x is zero
+}
+"""
+READERS = 1024
+"""Blocks that read."""
 CYCLES = 2e9
 """Of a multiprocessor in a second, at most: a slower one holds longer."""
 LONGEST = 0.02
@@ -38,8 +52,13 @@ Clock = Callable[[Contender, float], float]
 
 
 def cold(contender: Contender, queued: float) -> float:
-    """On the device, x and all else in its memory."""
-    _scratch().fill(0)
+    """On the device, x and all else in its memory.
+
+    The L2 cache is full of what was read, not of what was written: the call would pay for writing that back.
+    """
+    scratch = _scratch()
+    blocks = min(READERS, -(-scratch.size // 1024))
+    _read()((blocks,), (256,), (scratch, np.int64(scratch.size // 4), scratch))
     return warm(contender, queued)
 
 
@@ -94,8 +113,13 @@ def _hold() -> Any:
 
 
 @functools.cache
+def _read() -> Any:
+    return cupy.RawKernel(READ, "bnengine_read")
+
+
+@functools.cache
 def _scratch() -> Any:
-    return cupy.empty(FLUSHED * cupy.cuda.Device().attributes["L2CacheSize"] // 4, dtype=cupy.float32)
+    return cupy.zeros(FLUSHED * cupy.cuda.Device().attributes["L2CacheSize"] // 4, dtype=cupy.float32)
 
 
 # ---- contenders in turn
@@ -105,12 +129,12 @@ def measure(
     case: Case,
     builders: Mapping[str, Builder],
     *,
-    wanted: Callable[[str], bool],
+    wants: Callable[[str], bool],
     repeats: int,
     clocks: dict[str, Clock],
 ) -> Outcome:
     """Check, time on each clock and compare the contenders of a case. One that is wrong is not timed."""
-    errors, left_out = check(case, {family: build for family, build in builders.items() if wanted(family)})
+    errors, left_out = check(case, {family: build for family, build in builders.items() if wants(family)})
     samples = take_samples(list(errors), repeats, clocks)
     rows: list[Row] = []
     for clock in clocks:
@@ -122,26 +146,39 @@ def measure(
 def take_samples(
     contenders: list[Contender], repeats: int, clocks: dict[str, Clock]
 ) -> dict[str, dict[str, list[float]]]:
-    """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on."""
-    queued = {contender.name: _warmed_up(contender) for contender in contenders}
+    """Contender -> clock -> samples. Each repeat goes through all contenders, starting one further on.
+
+    One whose time is up has no further samples: those of all are still of the same repeats.
+    """
+    queued = {contender.name: _warm_up(contender) for contender in contenders}
     samples: dict[str, dict[str, list[float]]] = {c.name: {clock: [] for clock in clocks} for c in contenders}
+    spent = dict.fromkeys(samples, 0.0)
     for contender in in_turn(contenders, repeats):
+        taken = samples[contender.name]
+        if spent[contender.name] > MOST and min(map(len, taken.values())) >= FEWEST:
+            continue
+        began = time.perf_counter()
         contender.prepare()
         for name, clock in clocks.items():
-            samples[contender.name][name].append(shorten(clock(contender, queued[contender.name])))
+            taken[name].append(shorten(clock(contender, queued[contender.name])))
+        spent[contender.name] += time.perf_counter() - began
     return samples
 
 
-def _warmed_up(contender: Contender) -> float:
+def _warm_up(contender: Contender) -> float:
     """Seconds in which the host queues a call, after those in which things are compiled and memory is obtained."""
     contender.prepare()
-    took = []
-    for _ in range(WARM_UPS):
+    call = contender.on_stream or contender.call
+    call()
+    _wait()
+    took: list[float] = []
+    first = time.perf_counter()
+    while not took or (len(took) < WARM_UPS - 1 and time.perf_counter() - first < MOST / 3):
         began = time.perf_counter()
-        (contender.on_stream or contender.call)()
+        call()
         took.append(time.perf_counter() - began)
         _wait()
-    return statistics.median(took[WARM_UPS // 2 :])
+    return statistics.median(took[len(took) // 2 :])
 
 
 # ---- the copy

@@ -13,7 +13,7 @@ from ... import functional as F
 from ..._typing import Native
 from ...kernels import cuda, reference
 from ...kernels.cuda.layout import laid_out, memory
-from ..normalization import EPS, Shape, as_written, largest_error
+from ..normalization import EPS, Shape, equations, largest_error
 from ..timing import COMPILED, JAX, OURS, PORTABLE, PYTORCH, REFERENCE, Builder, Contender
 from .shared import dtype_of, from_tensor, jax_array, tensor, with_current_stream
 
@@ -28,11 +28,24 @@ _RESNET = (
     *((256, 28), (256, 14), (1024, 14), (512, 14), (512, 7), (2048, 7)),
 )
 """Channels and side of every batch normalisation of ResNet-50."""
-_PLANES = ((16, 64, 256), *((n, c, side) for n in (32, 256) for c, side in _RESNET))
-FIXED = (
-    *map(Shape, ((128, 512), (8192, 1024), (65536, 64), (4096, 4096))),
-    *(shape for n, c, side in _PLANES for shape in (Shape((n, c, side, side)), Shape((n, side, side, c), -1))),
+_DECIDING = (
+    *((16, 64, 256), (32, 64, 112), (32, 64, 56), (32, 256, 56)),
+    *((32, 512, 28), (32, 1024, 14), (32, 2048, 7)),
 )
+_ALL = (*_DECIDING, *((n, c, side) for n in (32, 256) for c, side in _RESNET))
+_ROWS = ((128, 512), (8192, 1024), (65536, 64), (4096, 4096))
+
+
+def _planes(sizes: tuple[tuple[int, int, int], ...]) -> Iterator[Shape]:
+    """Images of these numbers, channels and sides, in both layouts."""
+    for n, c, side in sizes:
+        yield Shape((n, c, side, side))
+        yield Shape((n, side, side, c), -1)
+
+
+FIRST = 2 * len(_DECIDING) + len(_ROWS)
+FIXED = tuple(dict.fromkeys((*_planes(_DECIDING), *map(Shape, _ROWS), *_planes(_ALL))))
+"""The shapes that decide come first, `FIRST` of them: the time may be over before the others."""
 
 
 class Case:
@@ -57,7 +70,7 @@ class Case:
             wide = tuple(-1 if i == self.axis else 1 for i in range(x.ndim))
             scale = gamma / cupy.sqrt(var + EPS)
             return ((x - mean.reshape(wide)) * scale.reshape(wide) + beta.reshape(wide),)
-        y, *gradients = as_written(x, gamma, beta, dy, self.axis, relu=False)[0]
+        y, *gradients = equations(x, gamma, beta, dy, self.axis, relu=False)[0]
         return (y,) if self.work == "training forward" else tuple(gradients)
 
     def contender(
@@ -65,14 +78,14 @@ class Case:
         family: str,
         call: Callable[[], Any],
         variant: str = "",
-        taken: Callable[[Any], Any] = tuple,
+        take: Callable[[Any], Any] = tuple,
         **more: Any,
     ) -> Contender:
-        """One whose call returns y, or dx, dgamma, dbeta, and maybe more; `taken` brings them to CuPy in order."""
+        """One whose call returns y, or dx, dgamma, dbeta, and maybe more; `take` brings them to CuPy in order."""
         return Contender(
             family,
             call,
-            lambda: largest_error(self.truth, taken(call())),
+            lambda: largest_error(self.truth, take(call())),
             TOLERANCE[self.dtype],
             variant=variant,
             **more,
@@ -94,7 +107,7 @@ def _engine(case: Case) -> Iterator[Contender]:
         given = (case.mean, case.var, *parameters)
         yield case.contender(OURS, lambda: (F.normalize(x, *given, axis=case.axis, eps=EPS),))
     elif case.work == "training forward":
-        yield case.contender(OURS, lambda: F.batch_norm(x, *parameters, axis=case.axis, eps=EPS), taken=_first)
+        yield case.contender(OURS, lambda: F.batch_norm(x, *parameters, axis=case.axis, eps=EPS), take=_first)
     else:
         _, residuals = F.batch_norm(x, *parameters, axis=case.axis, eps=EPS)
         yield case.contender(OURS, lambda: F.batch_norm_backward(case.dy, residuals))
@@ -116,10 +129,10 @@ def _seam(case: Case, family: str, kernels: Any, x: Any, dy: Native, *axis: int)
         given = reference.Moments(case.mean, cupy.zeros_like(case.mean), case.var)
         yield case.contender(family, lambda: (kernels.normalize(x, given, *rest),))
     elif case.work == "training forward":
-        yield case.contender(family, lambda: kernels.forward(x, *rest), taken=_first)
+        yield case.contender(family, lambda: kernels.forward(x, *rest), take=_first)
     else:
         _, m = kernels.forward(x, *rest)
-        yield case.contender(family, lambda: kernels.backward(dy, x, m, *rest), taken=lambda r: (r[0], *r[1][::-1]))
+        yield case.contender(family, lambda: kernels.backward(dy, x, m, *rest), take=lambda r: (r[0], *r[1][::-1]))
 
 
 def _first(results: Any) -> tuple[Native]:
@@ -150,7 +163,7 @@ def _torch(case: Case) -> Iterator[Contender]:
         yield _torch_contender(case, PYTORCH, calls[case.work], variant, prepare=prepare)
 
 
-def _torch_compiled(case: Case) -> Iterator[Contender]:
+def _torch_compile(case: Case) -> Iterator[Contender]:
     """The operators that autograd would call, compiled for this shape."""
     import torch
 
@@ -175,11 +188,11 @@ def _torch_compiled(case: Case) -> Iterator[Contender]:
 
 
 def _torch_contender(case: Case, family: str, call: Callable[[], Any], variant: str = "", **more: Any) -> Contender:
-    def taken(results: Any) -> list[Native]:
+    def take(results: Any) -> list[Native]:
         got = [from_tensor(a.detach()) for a in results[: len(case.truth)]]
         return [cupy.moveaxis(a, 1, case.axis) if a.ndim > 1 else a for a in got]
 
-    return case.contender(family, call, variant, taken, **more)
+    return case.contender(family, call, variant, take, **more)
 
 
 def _tensors(case: Case) -> list[Any]:
@@ -201,14 +214,14 @@ def _jax(case: Case) -> Iterator[Contender]:
         "backward": (backward, (dy, gamma, *forward(x, gamma, beta)[1:])),
     }[case.work]
 
-    def taken(results: Any) -> list[Native]:
+    def take(results: Any) -> list[Native]:
         got = [cupy.from_dlpack(a) for a in results[: len(case.truth)]]
         return [got[0].view(case.x.dtype), *got[1:]]
 
     yield case.contender(
         JAX,
         lambda: function(x, *rest),
-        taken=taken,
+        take=take,
         on_stream=with_current_stream(lambda x: function(x, *rest), case.x),
     )
 
@@ -224,12 +237,12 @@ def _jax_passes(case: Case) -> tuple[Any, Any, Any]:
     def value(x: Native) -> Native:
         return (jax.lax.bitcast_convert_type(x, half) if half else x).astype(jax.numpy.float32)
 
-    def stored(y: Native, x: Native) -> Native:
+    def store(y: Native, x: Native) -> Native:
         return jax.lax.bitcast_convert_type(y.astype(half), x.dtype) if half else y.astype(x.dtype)
 
     def normalize(x: Native, mean: Native, var: Native, gamma: Native, beta: Native) -> tuple[Native]:
         scale = gamma * jax.lax.rsqrt(var + EPS)
-        return (stored((value(x) - mean.reshape(wide)) * scale.reshape(wide) + beta.reshape(wide), x),)
+        return (store((value(x) - mean.reshape(wide)) * scale.reshape(wide) + beta.reshape(wide), x),)
 
     def forward(x: Native, gamma: Native, beta: Native) -> tuple[Native, Native, Native]:
         mean, var = value(x).mean(axes), value(x).var(axes)
@@ -240,17 +253,50 @@ def _jax_passes(case: Case) -> tuple[Any, Any, Any]:
         xhat = (value(x) - mean.reshape(wide)) * inv_std.reshape(wide)
         dbeta, dgamma = d.sum(axes), (d * xhat).sum(axes)
         dx = (gamma * inv_std).reshape(wide) * (d - dbeta.reshape(wide) / n - xhat * dgamma.reshape(wide) / n)
-        return stored(dx, x), dgamma, dbeta
+        return store(dx, x), dgamma, dbeta
 
     return jax.jit(forward), jax.jit(backward), jax.jit(normalize)
 
+
+# ---- anchors: another normalisation that reads x once and writes y, by kernels that are known to be fast
+
+
+def _anchor(case: Case, family: str, load: Callable[[], Callable[[Any, Any], Any]]) -> Iterator[Contender]:
+    """RMS normalisation of each row: what the chip lets a kernel of this kind reach. Nothing where x is no rows."""
+    if case.work != "training forward" or case.x.ndim != 2:
+        return
+    norm, x, gamma = load(), tensor(case.x), tensor(case.gamma)
+
+    def error() -> float:
+        wide = case.x.astype(cupy.float64)
+        truth = wide / cupy.sqrt((wide * wide).mean(axis=1, keepdims=True) + EPS) * case.gamma
+        return largest_error((truth,), (from_tensor(norm(x, gamma)),))
+
+    yield Contender(family, lambda: norm(x, gamma), error, TOLERANCE[case.dtype])
+
+
+def _quack() -> Callable[[Any, Any], Any]:
+    from quack import rmsnorm
+
+    return lambda x, gamma: rmsnorm(x, gamma, eps=EPS)
+
+
+def _liger() -> Callable[[Any, Any], Any]:
+    from liger_kernel.ops.rms_norm import LigerRMSNormFunction
+
+    return lambda x, gamma: LigerRMSNormFunction.apply(x, gamma, EPS)
+
+
+QUACK, LIGER = "RMSNorm of QuACK", "RMSNorm of Liger"
 
 BUILDERS: dict[str, Builder] = {
     OURS: _engine,
     PORTABLE: _portable,
     REFERENCE: _reference,
     PYTORCH: _torch,
-    COMPILED: _torch_compiled,
+    COMPILED: _torch_compile,
     JAX: _jax,
+    QUACK: functools.partial(_anchor, family=QUACK, load=_quack),
+    LIGER: functools.partial(_anchor, family=LIGER, load=_liger),
 }
 """Family -> its contenders."""

@@ -29,7 +29,7 @@ def tensor(a: Native) -> Any:
     """A tensor of PyTorch on the memory of an array."""
     import torch
 
-    return _shared(torch.from_dlpack, a, "PyTorch", lambda t: t.view(torch.bfloat16))
+    return _share(torch.from_dlpack, a, "PyTorch", lambda t: t.view(torch.bfloat16))
 
 
 def from_tensor(a: Any) -> Native:
@@ -45,7 +45,7 @@ def jax_array(a: Native) -> Any:
     """An array of JAX on the memory of an array, bfloat16 as integers of its bits."""
     import jax
 
-    return _shared(jax.dlpack.from_dlpack, a, "JAX", lambda bits: bits)
+    return _share(jax.dlpack.from_dlpack, a, "JAX", lambda bits: bits)
 
 
 def with_current_stream(call: Callable[[Any], Any], x: Native) -> Callable[[], None]:
@@ -55,7 +55,7 @@ def with_current_stream(call: Callable[[Any], Any], x: Native) -> Callable[[], N
     return lambda: cupy.from_dlpack(jax.tree.leaves(call(jax_array(x)))[0])
 
 
-def _shared(convert: Callable[[Any], Any], a: Native, library: str, as_bfloat16: Callable[[Any], Any]) -> Any:
+def _share(convert: Callable[[Any], Any], a: Native, library: str, as_bfloat16: Callable[[Any], Any]) -> Any:
     """By DLPack; bfloat16, which CuPy and NumPy do not export, as integers of its bits."""
     bits = a.dtype.name == "bfloat16"
     try:

@@ -29,7 +29,7 @@ def _torch(case: networks.Case) -> Iterator[Contender]:
         yield case.contender(PYTORCH, peers.torch_step(case, fused=fused), "fused optimiser" * fused, asarray=tensor)
 
 
-def _compiled(case: networks.Case) -> Iterator[Contender]:
+def _torch_compile(case: networks.Case) -> Iterator[Contender]:
     """The network compiled, the optimiser fused."""
     import torch
 
@@ -44,7 +44,7 @@ def _jax(case: networks.Case) -> Iterator[Contender]:
     jax.config.update("jax_default_matmul_precision", "highest")
     labels = [jax_array(labels) for _, labels in case.batches]
     for variant, step, kept in peers.jax_steps(case):
-        held = peers.holding(step, kept, wait=False)
+        held = peers.feed_back(step, kept, wait=False)
         turn = itertools.cycle(zip(case.batches, labels, strict=True))
 
         def on_stream(held: Any = held, turn: Any = turn) -> None:
@@ -58,6 +58,6 @@ def _jax(case: networks.Case) -> Iterator[Contender]:
 BUILDERS: dict[str, Builder] = {
     OURS: _engine,
     PYTORCH: _torch,
-    COMPILED: _compiled,
+    COMPILED: _torch_compile,
     JAX: _jax,
 }

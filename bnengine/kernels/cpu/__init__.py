@@ -18,11 +18,11 @@ from ..._typing import Native
 from .. import plain, views, workers
 from ..reference import Affine, Moments
 from ..views import View
-from . import planes, updates
+from . import other, planes, updates
 from .columns import Columns
 from .compiling import cache_folder
 from .layout import Layout
-from .other import relu_backward, sigmoid_backward, softmax_cross_entropy
+from .other import relu_backward, sigmoid_backward, softmax_cross_entropy  # noqa: F401  # of the seam
 from .planes import Planes
 
 supports = views.supports
@@ -82,7 +82,8 @@ def backward(
     return view.restored(dx), (sums[0], sums[1])
 
 
-given_gradient = plain.given_gradient
+given, given_gradient = plain.given, plain.given_gradient
+blend = other.blend
 
 
 def weighted_moments(x: Native, weights: Native, total: Any, axis: int) -> Moments:  # noqa: ARG001  # summed on the way
@@ -131,9 +132,8 @@ def _of(x: Native, axis: int) -> tuple[View, Layout]:
 
 # ---- the network's other hot operations
 
-matmul, relu = plain.matmul, plain.relu
-sigmoid = plain.sigmoid  # NumPy's vectorised exp is faster than a compiled loop over the C library's
-update = updates.update
+matmul, update = plain.matmul, updates.update
+add_bias, column_sums, relu, sigmoid = other.add_bias, other.column_sums, other.relu, other.sigmoid
 
 
 # ---- ahead of time
@@ -145,9 +145,7 @@ def warmup(*dtypes: str) -> str:
         dtype = np.dtype(name)
         for shape in ((4, 3), (2, 3, 32), (workers.SERIAL // 64, 64), (workers.SERIAL // 64, 1, 64)):
             _every_kernel(np.zeros(shape, dtype))
-        for activation_backward in (relu_backward, sigmoid_backward):
-            activation_backward(np.zeros(1, dtype), np.zeros(1, dtype))
-        softmax_cross_entropy(np.zeros((1, 1), dtype), np.zeros(1, np.int64))
+        other.warmup(dtype)
         updates.warmup(dtype)
     return cache_folder(planes.normalize)
 

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ..._typing import Native
+from ...recording import call
 from .. import memory, workers
 from ..reference import Affine, Moments
 from . import column_loops, weighted_loops
@@ -47,7 +48,8 @@ class Columns(Layout):
         if len(self.blocks) > 1:
             return super().forward(x, affine)
         y, statistics = memory.empty_like(x), np.empty((3, self.channels), x.dtype)
-        column_loops.forward(x, self.width, self.length, *affine, memory.past_cache(2 * x.nbytes), statistics, y)
+        streaming = memory.past_cache(2 * x.nbytes)
+        call(column_loops.forward, (x, self.width, self.length, *affine, streaming, statistics, y), (statistics, y))
         return y, Moments(*statistics)
 
     def backward(self, dy: Native, x: Native, moments: Moments, affine: Affine) -> tuple[Native, Native]:
@@ -55,9 +57,8 @@ class Columns(Layout):
         if len(self.blocks) > 1:
             return super().backward(dy, x, moments, affine)
         dx, sums = memory.empty_like(x), np.empty((2, self.channels), x.dtype)
-        column_loops.backward(
-            dy, x, self.width, self.length, *affine, memory.past_cache(3 * x.nbytes), *moments, dx, sums
-        )
+        arguments = dy, x, self.width, self.length, *affine, memory.past_cache(3 * x.nbytes), *moments, dx, sums
+        call(column_loops.backward, arguments, (dx, sums))
         return dx, sums
 
     def moments(self, x: Native) -> Moments:
@@ -91,8 +92,9 @@ class Columns(Layout):
         ranges, dx, streaming = self.row_ranges(), memory.empty_like(x), self.streaming(3 * x.nbytes)
 
         def task(i: int) -> None:
-            how = self.channels, self.length, coefficients, relu, streaming
-            weighted_loops.column_gradient(dy, x, w, *ranges[i], *how, dx)
+            weighted_loops.column_gradient(
+                dy, x, w, *ranges[i], self.channels, self.length, coefficients, relu, streaming, dx
+            )
 
         workers.run(task, len(ranges), backwards=True)
         return dx

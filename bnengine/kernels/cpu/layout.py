@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ..._typing import Native
+from ...recording import call
 from .. import memory, workers
 from ..reference import Affine, Moments
 from .coefficients import (
@@ -63,6 +64,9 @@ class Layout:
     def normalize(self, x: Native, coefficients: Native, relu: bool) -> Native:
         """y, for the mean, scale and shift of each channel."""
         y, streaming = memory.empty_like(x), self.streaming(2 * x.nbytes)
+        if len(self.blocks) == 1:
+            call(self.normalize_block, (x, *self.place(0), coefficients, relu, streaming, y), (y,))
+            return y
 
         def task(i: int) -> None:
             self.normalize_block(x, *self.place(i), coefficients, relu, streaming, y)
@@ -127,7 +131,7 @@ class Layout:
     def coefficients(self, moments: Moments, affine: Affine) -> Native:
         """Rows MEAN, SCALE and SHIFT; room for SLOPE and OFFSET."""
         out = np.empty((5, self.coefficient_length), moments.mean.dtype)
-        line_coefficients(*moments, affine.gamma, affine.beta, affine.eps, self.length, out)
+        call(line_coefficients, (*moments, affine.gamma, affine.beta, affine.eps, self.length, out), (out,))
         return out
 
     def sums(self, dy: Native, x: Native, moments: Moments, coefficients: Native, affine: Affine) -> Native:

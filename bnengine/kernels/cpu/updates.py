@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._typing import Native
+from ...recording import call, table
 from .. import workers
 from ..views import plain, writable
 from .compiling import compiled
@@ -96,23 +97,28 @@ def update(
     if rule not in RULES or not writable(grads, params, *slots):
         return False
     dtype, (loop, _, scalars_of) = params[0].dtype, RULES[rule]
-    typed = {decay: np.asarray(scalars_of(decay, scalars), dtype) for decay in set(decays)}
+    typed = {decay: table(dtype, scalars_of, decay, scalars) for decay in set(decays)}
     for decay, *leaves in zip(decays, params, grads, *slots, strict=True):
         flat = [leaf.reshape(-1) for leaf in leaves]
         flat[1] = plain(flat[1], dtype)
-        if flat[0].size < workers.SERIAL:
-            loop(*flat, typed[decay])
-        else:
-            parts = workers.ranges(flat[0].size, workers.parts(flat[0].size))
-            workers.run(_part(loop, flat, typed[decay], parts), len(parts))
+        call(loop if flat[0].size < workers.SERIAL else _Divided(loop), (*flat, typed[decay]))
     return True
 
 
-def _part(loop: Callable[..., None], flat: list[Native], scalars: Native, parts: list[tuple[int, int]]) -> workers.Task:
-    def task(i: int) -> None:
-        loop(*(leaf[slice(*parts[i])] for leaf in flat), scalars)
+class _Divided:
+    """A loop over leaves so long that threads take parts of them."""
 
-    return task
+    def __init__(self, loop: Callable[..., None]) -> None:
+        self.loop = loop
+
+    def __call__(self, *arguments: Native) -> None:
+        *leaves, scalars = arguments
+        parts = workers.ranges(leaves[0].size, workers.parts(leaves[0].size))
+
+        def task(i: int) -> None:
+            self.loop(*(leaf[slice(*parts[i])] for leaf in leaves), scalars)
+
+        workers.run(task, len(parts))
 
 
 def warmup(dtype: np.dtype[Any]) -> None:

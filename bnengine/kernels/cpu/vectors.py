@@ -127,6 +127,18 @@ def fence(_: Any) -> Any:
 
 
 @intrinsic
+def power_of_two(_: Any, k: Any) -> Any:
+    """2**k for one float32 that is a whole number from -126 to 127."""
+
+    def generate(context: Any, builder: Any, sig: Any, args: Any) -> Any:
+        word = ir.IntType(32)
+        exponent = builder.add(builder.fptosi(args[0], word), ir.Constant(word, 127))
+        return builder.bitcast(builder.shl(exponent, ir.Constant(word, 23)), ir.FloatType())
+
+    return types.float32(k), generate
+
+
+@intrinsic
 def splat(_: Any, value: Any) -> Any:
     """A vector of one value."""
     vector = Vector(value)

@@ -19,10 +19,11 @@ from ..._typing import Native
 from .. import reference
 from ..reference import Affine, Moments
 from . import device, plans, portable, wide
-from .device import kernel
+from .device import FLOAT64, Given, kernel, statistics_dtype
 from .layout import FEWEST, Dense, laid_out, memory
 from .updates import RULES, update
 
+INT64 = np.dtype(np.int64)
 DTYPES = frozenset({"float16", "bfloat16", "float32", "float64"})
 
 WARM_SHAPES = ((2, 2), (2 * FEWEST, 2), (1, 2, 2 * FEWEST), (2 * FEWEST, 2, 4))
@@ -34,7 +35,7 @@ ONE_BLOCK = 256
 
 def supports(x: Native) -> bool:
     """Whether the kernels take x as it is."""
-    return x.dtype.name in DTYPES
+    return device.name_of(x.dtype) in DTYPES
 
 
 def warmup(*dtypes: str) -> str:
@@ -68,6 +69,12 @@ def moments(x: Native, axis: int) -> Moments:
     """Mean, its remainder and biased variance of each channel."""
     m: Moments = _run(x, "moments", axis)
     return m
+
+
+def given(mean: Native, var: Native, x: Native) -> Moments:
+    """As they are where they are of the statistics dtype: nothing is launched, and the kernels are told of no remainder."""
+    dtype = statistics_dtype(x)
+    return Given(mean, mean, var) if mean.dtype == dtype == var.dtype else reference.given(mean, var, x)
 
 
 def normalize(x: Native, moments: Moments, affine: Affine, axis: int) -> Native:
@@ -122,6 +129,11 @@ def blend(
 # ---- the network's other hot operations
 
 
+def matmul(a: Native, b: Native) -> Native:
+    """a @ b, without asking for a namespace."""
+    return a @ b
+
+
 @device.on_device
 def sigmoid(x: Native) -> Native:
     """In one launch."""
@@ -145,14 +157,14 @@ def softmax_cross_entropy(logits: Native, labels: Native) -> tuple[Native, Nativ
     """Loss and gradient in one launch; its blocks add their shares of the loss in a fixed order."""
     cupy, (rows, classes) = device.cupy, logits.shape
     logits = logits if logits.flags.c_contiguous else logits.copy(order="C")
-    if labels.dtype.name != "int64" or not labels.flags.c_contiguous:
+    if labels.dtype != INT64 or not labels.flags.c_contiguous:
         labels = labels.astype(cupy.int64, order="C")
-    dtype = reference.statistics_dtype(logits)
-    most = 512 if logits.dtype.name == "float64" else 1024  # more would leave too few registers
+    dtype = statistics_dtype(logits)
+    most = 512 if dtype == FLOAT64 else 1024  # more would leave too few registers
     blocks, threads = (1, most) if rows <= ONE_BLOCK else (min(-(-rows // 8), 1024), 256)
     dlogits, loss = cupy.empty(logits.shape, dtype=logits.dtype), cupy.empty((), dtype=dtype)
     shares, ticket = cupy.empty(blocks, dtype=dtype), cupy.zeros(1, dtype=cupy.uint32) if blocks > 1 else labels
-    raw = device.raw("cross_entropy", (("T", logits.dtype.name),), THREADS=threads)
+    raw = device.raw("cross_entropy", (("T", device.name_of(logits.dtype)),), THREADS=threads)
     raw((blocks,), (threads,), (logits, labels, dlogits, shares, ticket, loss, np.int64(rows), np.int64(classes)))
     return loss, dlogits
 

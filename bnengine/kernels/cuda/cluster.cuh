@@ -12,6 +12,11 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// The two halves of a barrier that only keeps this block's shared memory until the others have read it: nothing that
+// was stored has to be seen by anybody, so nobody waits for it.
+__device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory"); }
+__device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
+
 __device__ inline unsigned int cluster_rank() {
   unsigned int rank;
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -27,6 +32,8 @@ __device__ V* cluster_peer(V* here, unsigned int rank) {
 }
 #else
 __device__ inline void cluster_sync() { __syncthreads(); }
+__device__ inline void cluster_arrive() {}
+__device__ inline void cluster_wait() {}
 __device__ inline unsigned int cluster_rank() { return 0; }
 template <typename V>
 __device__ V* cluster_peer(V* here, unsigned int) {

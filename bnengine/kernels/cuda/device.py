@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
+
+from ..._typing import Native
+from ..reference import Moments
 from .sources import KERNELS, RAW, Reduction, preamble
 
 __all__ = ["cupy", "kernel", "on_device", "raw"]
@@ -24,6 +29,23 @@ C_NAMES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float",
 """What a dtype is called in the source of a RawKernel."""
 
 
+FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
+
+name_of: Callable[[Any], str] = functools.cache(operator.attrgetter("name"))
+"""The name of a dtype, which NumPy puts together anew each time it is asked: 2 us."""
+
+
+def statistics_dtype(x: Native) -> np.dtype[Any]:
+    """float64 for float64, else float32: the reference's, without asking for a namespace."""
+    return FLOAT64 if x.dtype == FLOAT64 else FLOAT32
+
+
+class Given(Moments):
+    """Statistics without a remainder: any array stands in its place, and no kernel reads it."""
+
+    __slots__ = ()
+
+
 def on_device(function: Callable[P, R]) -> Callable[P, R]:
     """Run on the device of the first argument, and say what to do where CuPy cannot keep compiled kernels."""
 
@@ -34,6 +56,8 @@ def on_device(function: Callable[P, R]) -> Callable[P, R]:
             with x.device:
                 return function(*args, **kwargs)
         except OSError as error:
+            if error.filename is None:  # a library that cannot be loaded, not a file of the cache
+                raise
             raise RuntimeError(f"CuPy cannot keep compiled kernels: {error}; {CACHE_ADVICE}") from error
 
     return wrapper
@@ -70,6 +94,7 @@ SHARED = 48 * 1024
 
 @functools.cache
 def allow_shared(kernel: Any, number: int, size: int) -> None:
-    """Let a RawKernel have so much shared memory on the device of that number."""
+    """Let a RawKernel have so much shared memory on the device of that number, and two of its blocks side by side."""
     with cupy.cuda.Device(number):
         kernel.max_dynamic_shared_size_bytes = size
+        kernel.preferred_shared_memory_carveout = 100  # per cent: the driver's own choice may leave room for one block

@@ -1,7 +1,5 @@
 // The backward pass that reads x and dy once: a block, or a cluster of blocks, holds a tile in shared memory.
 
-static constexpr int AT_ONCE = KEPT == 8 ? 1 : 2;  // blocks of a multiprocessor: eight channels take the registers of two
-
 extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AT_ONCE)
     bnengine_held_backward(const Vector* __restrict__ dy, const Vector* __restrict__ x, Vector* __restrict__ dx,
                            float* sum_dy, float* sum_dy_xhat, const float* __restrict__ mean,
@@ -16,25 +14,29 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AT_ONCE)
 #pragma unroll
   for (int n = 0; n < KEPT; ++n) {
     int c = tile.channel(n);
-    if (tile.stop) channel[n] = Channel(Moment{mean[c], rest[c], var[c]}, gamma, beta, c, options);
+    if (tile.stop) channel[n] = Channel(Moment(mean, rest, var, c, options), gamma, beta, c, options);
   }
   float sum[2 * KEPT] = {};
   int k = 0;
-#pragma unroll 2
-  for (int i = tile.first; i < tile.stop; i += tile.step, k += 2) {
-    Vector v = x[tile.at(i)], g = dy[tile.at(i)];
+  auto ask = [&](int i) {
+    ptrdiff_t at = tile.at(i);
+    return Pair{x[at], dy[at]};
+  };
+  in_turn<AHEAD / 2>(tile, ask, [&](int, Pair& v) {
 #pragma unroll
     for (int n = 0; n < VECTOR; ++n) {
       int c = ROWS ? n : 0;
-      float masked = channel[c].masked((float)g.value[n], (float)v.value[n], options.relu);
-      g.value[n] = T(masked);  // dy or zero: nothing is rounded
+      float masked = channel[c].masked((float)v.dy.value[n], (float)v.x.value[n], options.relu);
+      v.dy.value[n] = T(masked);  // dy or zero: nothing is rounded
       sum[c] += masked;
-      sum[KEPT + c] += masked * channel[c].xhat((float)v.value[n]);
+      sum[KEPT + c] += masked * channel[c].xhat((float)v.x.value[n]);
     }
-    held[k * THREADS] = v;
-    held[(k + 1) * THREADS] = g;
-  }
+    held[k * THREADS] = v.x;
+    held[(k + 1) * THREADS] = v.dy;
+    k += 2;
+  });
   all_sum(sum, tile, scratch);
+  if (CLUSTER > 1) cluster_arrive();  // this block has read all that it reads of the others' memory
   Slope slope[KEPT];
 #pragma unroll
   for (int n = 0; n < KEPT; ++n) {
@@ -54,5 +56,5 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AT_ONCE)
     }
     dx[tile.at(i)] = v;
   }
-  if (CLUSTER > 1) cluster_sync();
+  if (CLUSTER > 1) cluster_wait();  // another block may still be reading this one's sums
 }

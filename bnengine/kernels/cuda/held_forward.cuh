@@ -1,15 +1,6 @@
 // The training forward pass that reads x once: a block, or a cluster of blocks, holds a tile in shared memory.
 
-template <typename>
-struct AtOnce {
-  static constexpr int blocks = 2;  // of a multiprocessor
-};
-template <>
-struct AtOnce<__nv_bfloat16> {
-  static constexpr int blocks = KEPT == 8 ? 1 : 2;  // eight channels take a few registers more than two blocks leave
-};
-
-extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AtOnce<T>::blocks)
+extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AT_ONCE)
     bnengine_held_forward(const Vector* __restrict__ x, Vector* __restrict__ y, float* mean, float* rest, float* var,
                           const float* __restrict__ gamma, const float* __restrict__ beta, const Layout layout,
                           const Options options) {
@@ -22,13 +13,12 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AtOnce<T>::blo
   Vector before = tile.stop ? x[tile.at(0)] : Vector();
   float sum[KEPT] = {};
   int k = 0;
-#pragma unroll 4
-  for (int i = tile.first; i < tile.stop; i += tile.step, ++k) {
-    Vector v = x[tile.at(i)];
-    held[k * THREADS] = v;
+  auto ask = [&](int i) { return x[tile.at(i)]; };
+  in_turn<AHEAD>(tile, ask, [&](int, const Vector& v) {
+    held[k++ * THREADS] = v;
 #pragma unroll
     for (int n = 0; n < VECTOR; ++n) sum[ROWS ? n : 0] += (float)v.value[n] - (float)before.value[ROWS ? n : 0];
-  }
+  });
   all_sum(sum, tile, scratch);
   Moment m[KEPT];
 #pragma unroll
@@ -48,6 +38,7 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AtOnce<T>::blo
     }
   }
   all_sum(square, tile, scratch);
+  if (CLUSTER > 1) cluster_arrive();  // this block has read all that it reads of the others' memory
   Channel channel[KEPT];
 #pragma unroll
   for (int n = 0; n < KEPT; ++n) {
@@ -70,5 +61,5 @@ extern "C" __global__ void IN_CLUSTERS __launch_bounds__(THREADS, AtOnce<T>::blo
       v.value[n] = T(channel[ROWS ? n : 0].activated((float)v.value[n], options.relu));
     y[tile.at(i)] = v;
   }
-  if (CLUSTER > 1) cluster_sync();  // another block may still be reading this one's sums
+  if (CLUSTER > 1) cluster_wait();  // another block may still be reading this one's sums
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..._typing import Native
 
@@ -11,6 +12,10 @@ THREADS = 2**18
 """Threads to aim for: what the largest GPUs hold at once."""
 FEWEST, MOST = 32, 256
 """Values for each thread: enough to pay for its set-up, and few enough that float32 sums stay exact to 1e-6."""
+
+
+IN_ORDER = tuple(range(64))
+"""Axes in the order of memory where that is C's, of as many as any array has."""
 
 
 class Dense(NamedTuple):
@@ -45,21 +50,31 @@ class Dense(NamedTuple):
 
     def restored(self, flat: Native) -> Native:
         """Values in this order of memory as an array in the order of its axes."""
-        return flat.reshape(self.shape).transpose(tuple(self.order.index(i) for i in range(len(self.order))))
+        there = flat.reshape(self.shape)
+        if self.order == IN_ORDER[: len(self.order)]:
+            return there
+        return there.transpose(tuple(self.order.index(i) for i in range(len(self.order))))
 
 
 def laid_out(x: Native, axis: int) -> Dense:
     """x without a copy where its values lie without gaps in any order of axes, else copied once."""
-    order = tuple(sorted(range(x.ndim), key=lambda i: -abs(x.strides[i])))
-    shape, place = tuple(x.shape[i] for i in order), order.index(axis)
-    outer, channels, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
-    rows, columns = split(outer, channels, inner)
+    outer, channels, inner, rows, columns, order, shape = _described(x.shape, x.strides, axis)
     return Dense(memory(x, order), outer, channels, inner, rows, columns, order, shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _described(shape: tuple[int, ...], strides: tuple[int, ...], axis: int) -> tuple[Any, ...]:
+    """Of a `Dense` all but the values: the host's time for a call is that of looking it up."""
+    order = tuple(sorted(range(len(shape)), key=lambda i: -abs(strides[i])))
+    shape, place = tuple(shape[i] for i in order), order.index(axis)
+    outer, channels, inner = math.prod(shape[:place]), shape[place], math.prod(shape[place + 1 :])
+    return outer, channels, inner, *split(outer, channels, inner), order, shape
 
 
 def memory(x: Native, order: tuple[int, ...]) -> Native:
     """The values of x, axes in this order, one beside the other: a copy only where they lie otherwise."""
-    x = x.transpose(order)
+    if order != IN_ORDER[: len(order)]:
+        x = x.transpose(order)
     return (x if x.flags.c_contiguous else x.copy(order="C")).reshape(-1)
 
 

@@ -12,7 +12,7 @@ from ..._typing import Native
 from .. import reference
 from ..reference import Affine, Moments
 from . import device
-from .device import kernel
+from .device import Given, kernel
 from .layout import Dense
 
 
@@ -72,6 +72,8 @@ def input_gradient(
 
 def _channel(m: Moments, affine: Affine) -> tuple[Any, ...]:
     """The kernels' channel arguments; a parameter that is None is marked and takes any array's place."""
+    if isinstance(m, Given):
+        m = Moments(m.mean, device.cupy.zeros_like(m.mean), m.var)
     g = m.var if affine.gamma is None else affine.gamma
     b = m.var if affine.beta is None else affine.beta
     return (*m, g, b, affine.gamma is not None, affine.beta is not None, affine.eps)

@@ -1,7 +1,8 @@
 // Statistics and gradient sums of tiles too large to hold: every block takes its part of a tile and leaves a share,
 // and the block that comes last makes the result of all shares, in their order.
 
-static constexpr int BATCH = VECTOR > 4 ? 4 : 8;  // vectors that a thread loads before it uses the first of them
+// Vectors that a thread loads before it uses the first of them.
+static constexpr int BATCH = KEPT == 8 ? 6 : VECTOR > 4 ? 4 : sizeof(Vector) > 4 ? 8 : 16;
 
 // Whether this block is the last of its tile; then all shares are there to be read (past the caches of this
 // multiprocessor, which may hold what was there before).

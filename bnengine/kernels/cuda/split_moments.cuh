@@ -61,7 +61,7 @@ __device__ void pooled(Share (&result)[KEPT], const float (&base)[KEPT], const T
   }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+extern "C" __global__ void __launch_bounds__(THREADS, MANY ? 2 : 3)
     bnengine_split_moments(const Vector* __restrict__ x, Share* shares, unsigned int* tickets, float* mean, float* rest,
                            float* var, const Layout layout, const Options options) {
   extern __shared__ uint4 memory[];
@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     int taken = min(BATCH, (tile.stop - 1 - i) / tile.step + 1);
 #pragma unroll
     for (int b = 0; b < BATCH; ++b) {
-      if (b < taken) v[b] = x[tile.at(i + b * tile.step)];
+      v[b] = x[tile.at(b < taken ? i + b * tile.step : i)];  // no branch between the loads
     }
     count += taken;
     constexpr int EACH = VECTOR / KEPT;  // values of a channel in a vector

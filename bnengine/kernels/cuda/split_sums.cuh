@@ -1,6 +1,6 @@
 // Gradient sums of tiles that several blocks share.
 
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, MANY ? 2 : 3)
     bnengine_split_sums(const Vector* __restrict__ dy, const Vector* __restrict__ x, float* shares,
                         unsigned int* tickets, float* sum_dy, float* sum_dy_xhat, const float* __restrict__ mean,
                         const float* __restrict__ rest, const float* __restrict__ var,
@@ -13,7 +13,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
   for (int n = 0; n < KEPT; ++n) {
     int c = tile.channel(n);
-    if (tile.stop) channel[n] = Channel(Moment{mean[c], rest[c], var[c]}, gamma, beta, c, options);
+    if (tile.stop) channel[n] = Channel(Moment(mean, rest, var, c, options), gamma, beta, c, options);
   }
   float sum[2 * KEPT] = {};
   for (int i = tile.first; i < tile.stop; i += BATCH / 2 * tile.step) {
@@ -21,8 +21,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float batch[2 * KEPT] = {};  // summed first: rounding then grows with the batches, not with the values
 #pragma unroll
     for (int b = 0; b < BATCH / 2; ++b) {
-      int j = i + b * tile.step;
-      if (j < tile.stop) v[b] = x[tile.at(j)], g[b] = dy[tile.at(j)];
+      ptrdiff_t at = tile.at(min(i + b * tile.step, tile.stop - 1));  // no branch between the loads
+      v[b] = x[at], g[b] = dy[at];
     }
 #pragma unroll
     for (int b = 0; b < BATCH / 2; ++b) {

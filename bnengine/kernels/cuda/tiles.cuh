@@ -22,7 +22,20 @@ struct Layout {
 
 struct Options {
   float inv_count, eps;
-  int has_gamma, has_beta, relu, given;
+  int has_gamma, has_beta, relu, given, has_rest;
+};
+
+// Several channels of a half type take twice the registers of others: half as many threads run at once.
+static constexpr bool MANY = sizeof(T) == 2 && KEPT > 1;
+// Blocks that hold tiles on a multiprocessor.
+static constexpr int AT_ONCE = (MANY ? 512 : 1024) / THREADS;
+// Vectors that a thread asks for before it uses the first of them, so that a multiprocessor has 40 KiB on their way:
+// 64 bytes, more where few threads run, and no more loads than registers allow.
+static constexpr int AHEAD = KEPT == 8 ? 6 : sizeof(Vector) < 4 ? 20 : 64 / sizeof(Vector);
+
+// A vector of x with that of dy.
+struct Pair {
+  Vector x, dy;
 };
 
 // The values of one thread: items first, first + step, ... of its lane.
@@ -30,9 +43,10 @@ struct Tile {
   Layout layout;
   int index, part, lane, column, first, step, stop;
 
-  __device__ explicit Tile(const Layout& layout) : layout(layout) {
-    index = blockIdx.x / layout.parts;
-    part = blockIdx.x % layout.parts;
+  __device__ explicit Tile(const Layout& layout) : Tile(layout, blockIdx.x) {}
+  __device__ Tile(const Layout& layout, int block) : layout(layout) {
+    index = block / layout.parts;
+    part = block % layout.parts;
     lane = threadIdx.x & (layout.lanes - 1);
     column = ROWS ? index * layout.lanes + lane : index;
     step = layout.parts * (THREADS / layout.lanes);
@@ -48,9 +62,32 @@ struct Tile {
     return ((ptrdiff_t)n * layout.channels + column) * layout.vectors + (i - n * layout.vectors);
   }
 
+  __device__ ptrdiff_t back(int i) const { return at(layout.items - 1 - i); }  // items counted from the last
+
   __device__ int channel(int k) const { return ROWS ? column * VECTOR + k : column; }
   __device__ bool writes() const { return threadIdx.x < layout.lanes && stop > 0; }  // one thread for each lane
 };
+
+// Takes the thread's items in turn, so many of which are asked for before the first is used. Written out: the compiler
+// leaves one load in flight where it does not know a loop's number of turns and values are converted in assembly.
+template <int COUNT, typename Ask, typename Take>
+__device__ inline void in_turn(const Tile& tile, Ask ask, Take take) {
+  decltype(ask(0)) v[COUNT];
+  int i = tile.first;
+  for (; i + (COUNT - 1) * tile.step < tile.stop; i += COUNT * tile.step) {
+#pragma unroll
+    for (int b = 0; b < COUNT; ++b) v[b] = ask(i + b * tile.step);
+#pragma unroll
+    for (int b = 0; b < COUNT; ++b) take(i + b * tile.step, v[b]);
+  }
+  if (i >= tile.stop) return;
+#pragma unroll
+  for (int b = 0; b < COUNT; ++b) v[b] = ask(min(i + b * tile.step, tile.stop - 1));  // no branch between the loads
+#pragma unroll
+  for (int b = 0; b < COUNT; ++b) {
+    if (i + b * tile.step < tile.stop) take(i + b * tile.step, v[b]);
+  }
+}
 
 // mean + rest = a + b without rounding (Knuth's two-sum).
 __device__ inline void two_sum(float a, float b, float& mean, float& rest) {
@@ -61,6 +98,10 @@ __device__ inline void two_sum(float a, float b, float& mean, float& rest) {
 
 struct Moment {
   float mean, rest, var;
+
+  __device__ Moment() {}
+  __device__ Moment(const float* mean, const float* rest, const float* var, int c, const Options& options)
+      : mean(mean[c]), rest(options.has_rest ? rest[c] : 0), var(var[c]) {}
 };
 
 // A channel with its statistics and parameters, folded.

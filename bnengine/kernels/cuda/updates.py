@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..._typing import Native
-from .. import reference
 from . import device
 
 LEAVES = 64
@@ -76,7 +76,7 @@ def _update(kernel: str, leaves: list[Leaf], scalars: tuple[float, ...]) -> None
     """A launch for each device and set of dtypes, and one more for every LEAVES leaves."""
     groups: dict[tuple[Any, ...], list[Leaf]] = {}
     for leaf in leaves:
-        key = leaf.g.device.id, *(a.dtype.name for a in (*leaf.written, leaf.g))
+        key = leaf.g.device.id, leaf.g.dtype, *[a.dtype for a in leaf.written]
         groups.setdefault(key, []).append(leaf)
     for group in groups.values():
         for first in range(0, len(group), LEAVES):
@@ -89,11 +89,12 @@ def _launch(g: Native, rule: str, leaves: list[Leaf], scalars: tuple[float, ...]
     ends = list(itertools.accumulate(-(-leaf.g.size // CHUNK) for leaf in dense))
     p, *slots = leaves[0].written
     if ends[-1]:
-        types = ("P", p.dtype.name), ("G", g.dtype.name), ("S", (*slots, p)[0].dtype.name)
+        types = tuple(
+            (letter, device.name_of(a.dtype)) for letter, a in zip("PGS", (p, g, (*slots, p)[0]), strict=True)
+        )
         kernel = device.raw("update", types, RULE=rule, LEAVES=LEAVES, CHUNK=CHUNK)
-        wide = np.dtype(reference.statistics_dtype(p))
-        packed = np.array((scalars,), [("scalars", wide, len(scalars))])
-        kernel((ends[-1],), (THREADS,), (_table(dense, ends, wide), packed))
+        wide = device.statistics_dtype(p)
+        kernel((ends[-1],), (THREADS,), (_table(dense, ends, wide), _packed(scalars, wide)))
     for leaf, copy in zip(leaves, dense, strict=True):
         for a, values in zip(leaf.written, copy.written, strict=True):
             if values is not a:
@@ -105,13 +106,27 @@ def _in_order(a: Native) -> Native:
     return a if a.flags.c_contiguous else a.copy(order="C")
 
 
-def _table(leaves: list[Leaf], ends: list[int], wide: Any) -> np.ndarray[Any, Any]:
+def _table(leaves: list[Leaf], ends: list[int], wide: np.dtype[Any]) -> Any:
     """What a launch is told of its leaves, as one value: the `Leaves` of updates.cuh."""
-    addresses = [(name, np.uint64) for name in ("p", "g", "first", "second")]
-    leaf_type = np.dtype([*addresses, ("size", np.int64), ("decay", wide), ("shrink", wide)])
-    table = np.zeros((), [("leaf", leaf_type, LEAVES), ("end", np.uint32, LEAVES)])
-    for k, leaf in enumerate(leaves):
-        p, first, second = (*(a.data.ptr for a in leaf.written), 0, 0)[:3]
-        table["leaf"][k] = (p, leaf.g.data.ptr, first, second, leaf.g.size, leaf.decay, leaf.shrink)
+    leaf_type, table_type = _types(wide)
+    rows = []
+    for leaf in leaves:
+        p, first, second = (*[a.data.ptr for a in leaf.written], 0, 0)[:3]
+        rows.append((p, leaf.g.data.ptr, first, second, leaf.g.size, leaf.decay, leaf.shrink))
+    table = np.zeros((), table_type)
+    table["leaf"][: len(rows)] = np.array(rows, leaf_type)
     table["end"] = (*ends, *[ends[-1]] * (LEAVES - len(ends)))
-    return table
+    return table[()]
+
+
+def _packed(scalars: tuple[float, ...], wide: np.dtype[Any]) -> Any:
+    """The fields of a rule, as one value."""
+    return np.array(scalars, wide).view(f"V{wide.itemsize * len(scalars)}")[0]
+
+
+@functools.cache
+def _types(wide: np.dtype[Any]) -> tuple[np.dtype[Any], np.dtype[Any]]:
+    """Of a leaf and of the table, with these scalars."""
+    addresses = [(name, np.uint64) for name in ("p", "g", "first", "second")]
+    leaf = np.dtype([*addresses, ("size", np.int64), ("decay", wide), ("shrink", wide)])
+    return leaf, np.dtype([("leaf", leaf, LEAVES), ("end", np.uint32, LEAVES)])

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import functools
 import itertools
-import operator
-from typing import Any
-
-import numpy as np
+from typing import Any, NamedTuple
 
 from ..._typing import Native
 from ..reference import Affine, Moments
 from . import device, plans
+from .device import FLOAT32, Given
 from .layout import Dense
 from .plans import Chip, Plan
 
@@ -38,62 +36,70 @@ def chip(x: Dense) -> Chip:
 def takes(x: Dense, *others: Native) -> bool:
     """Whether the kernels here take x and the others, which lie as it does."""
     dtype = x.flat.dtype
-    if dtype.name not in DTYPES or any(a.dtype != dtype for a in others) or chip(x).architecture < plans.OLDEST:
+    if any(a.dtype != dtype for a in others):
         return False
-    return _vectors(x) is not None
+    return _taken(x[1:4], dtype, _addresses(x.flat, *others), chip(x))
 
 
-def _vectors(x: Dense, *others: Native) -> Any:
-    """x as vectors: a `Wide`, or None where it has no values or too many."""
-    addresses = functools.reduce(operator.or_, (a.data.ptr for a in (x.flat, *others)))
-    return plans.wide(x.outer, x.channels, x.inner, x.flat.dtype.itemsize, addresses % 16)
+@functools.lru_cache(maxsize=4096)
+def _taken(sizes: tuple[int, int, int], dtype: Any, addresses: int, chip: Chip) -> bool:
+    if dtype.name not in DTYPES or chip.architecture < plans.OLDEST:
+        return False
+    return plans.wide(*sizes, dtype.itemsize, addresses) is not None
+
+
+def _addresses(*arrays: Native) -> int:
+    """What the addresses of all leave when divided by the widest load: 0 where each may have it."""
+    together = 0
+    for a in arrays:
+        together |= a.data.ptr
+    return together % 16
 
 
 def forward(x: Dense, affine: Affine) -> tuple[Native, Moments]:
     """y and the moments in one launch that reads x once, where a tile fits on the chip; else in two."""
-    plan = plans.held(_vectors(x), chip(x), 1)
-    if plan is None:
+    launch = _prepared("held_forward", x, 1, x.flat)
+    if launch is None:
         m = moments(x)
         return normalize(x, m, affine), m
     y, m = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype), _moments(x)
-    _launch("held_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
+    launch((x.flat, y, *m, *_parameters(affine, m.var)), _options(x.values, affine))
     return x.restored(y), m
 
 
 def backward(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, tuple[Native, Native]]:
     """dx and the sums in one launch that reads x and dy once, where a tile fits on the chip; else in two."""
-    plan = plans.held(_vectors(x, dy), chip(x), 2)
-    if plan is None:
+    launch = _prepared("held_backward", x, 2, x.flat, dy)
+    if launch is None:
         sums = gradient_sums(dy, x, m, affine)
         return input_gradient(dy, x, m, sums, x.values, affine), sums
     dx, sums = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype), _pair(x)
-    arrays = (dy, x.flat, dx, *sums, *_channel(m, affine))
-    _launch("held_backward", plan, x, arrays, _options(x.values, affine))
+    launch((dy, x.flat, dx, *sums, *_channel(m, affine)), _options(x.values, affine, m))
     return x.restored(dx), sums
 
 
 def moments(x: Dense) -> Moments:
     """In one launch: the last block of a tile pools the shares of all."""
-    plan, m = plans.split(_vectors(x), chip(x)), _moments(x)
-    shares = device.cupy.empty((plan.parts, x.channels, 4), dtype=device.cupy.float32)
-    _launch("split_moments", plan, x, (x.flat, shares, _tickets(plan), *m), _options(x.values, NOTHING))
+    launch, m = _prepared("split_moments", x, 0, x.flat), _moments(x)
+    shares = device.cupy.empty((launch.plan.parts, x.channels, 4), dtype=device.cupy.float32)
+    launch((x.flat, shares, _tickets(launch.plan), *m), _options(x.values, NOTHING))
     return m
 
 
 def gradient_sums(dy: Native, x: Dense, m: Moments, affine: Affine) -> tuple[Native, Native]:
     """In one launch: the last block of a tile adds the shares of all."""
-    plan, sums = plans.split(_vectors(x, dy), chip(x)), _pair(x)
-    shares = device.cupy.empty((plan.parts, 2, x.channels), dtype=device.cupy.float32)
-    arrays = (dy, x.flat, shares, _tickets(plan), *sums, *_channel(m, affine))
-    _launch("split_sums", plan, x, arrays, _options(x.values, affine))
+    launch, sums = _prepared("split_sums", x, 0, x.flat, dy), _pair(x)
+    shares = device.cupy.empty((launch.plan.parts, 2, x.channels), dtype=device.cupy.float32)
+    arrays = (dy, x.flat, shares, _tickets(launch.plan), *sums, *_channel(m, affine))
+    launch(arrays, _options(x.values, affine, m))
     return sums
 
 
 def normalize(x: Dense, m: Moments, affine: Affine) -> Native:
     """y in one launch."""
     y = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
-    plan = plans.split(_vectors(x), chip(x))
-    _launch("pass_forward", plan, x, (x.flat, y, *_channel(m, affine)), _options(x.values, affine))
+    launch = _prepared("pass_forward", x, 0, x.flat)
+    launch((x.flat, y, *_channel(m, affine)), _options(x.values, affine, m))
     return x.restored(y)
 
 
@@ -103,8 +109,8 @@ def input_gradient(
     """Without sums the statistics do not depend on x."""
     dx = device.cupy.empty(x.flat.shape, dtype=x.flat.dtype)
     arrays = (dy, x.flat, dx, *(sums or m[:2]), *_channel(m, affine))
-    plan = plans.split(_vectors(x, dy), chip(x))
-    _launch("pass_backward", plan, x, arrays, _options(count, affine, sums is None))
+    launch = _prepared("pass_backward", x, 0, x.flat, dy)
+    launch(arrays, _options(count, affine, m, sums is None))
     return x.restored(dx)
 
 
@@ -112,12 +118,50 @@ def warmup(dtype: str, itemsize: int, chip: Chip) -> None:
     """Compile what `plans` can choose for a dtype."""
     splits = ("split_moments", "split_sums", "pass_forward", "pass_backward")
     kinds = [(name, plans.SPLIT_THREADS, 1) for name in splits]
-    kinds += [(name, plans.HELD_THREADS, n) for name in ("held_forward", "held_backward") for n in chip.clusters]
+    held = ("held_forward", "held_backward")
+    kinds += list(itertools.product(held, plans.HELD_THREADS, chip.clusters))
     for (name, threads, cluster), vector, rows in itertools.product(kinds, plans.widths(itemsize), (False, True)):
-        _kernel(name, dtype, vector, rows, threads, cluster).compile()
+        if not (name in held and threads == plans.HELD_THREADS[0] and plans.many(rows, itemsize, vector)):
+            _kernel(name, dtype, vector, rows, threads, cluster).compile()
 
 
 # ---- launches
+
+
+class Launch(NamedTuple):
+    """A kernel and all that a launch tells it but the arrays."""
+
+    kernel: Any
+    plan: Plan
+    grid: tuple[int]
+    block: tuple[int]
+    shared: int
+    layout: Any
+
+    def __call__(self, arrays: tuple[Native, ...], options: Any) -> None:
+        """Queue it."""
+        kernel, _, grid, block, shared, layout = self
+        kernel(grid, block, (*arrays, layout, options), shared_mem=shared)
+
+
+def _prepared(name: str, x: Dense, arrays: int, *read: Native) -> Any:
+    """The launch on arrays at such addresses as those read have; None where so many arrays of x's size are not held."""
+    return _launch(name, x[1:4], x.flat.dtype, arrays, _addresses(*read), x.flat.device.id, chip(x))
+
+
+@functools.lru_cache(maxsize=4096)
+def _launch(
+    name: str, sizes: tuple[int, int, int], dtype: Any, arrays: int, addresses: int, number: int, chip: Chip
+) -> Launch | None:
+    w = plans.wide(*sizes, dtype.itemsize, addresses)
+    plan = None if w is None else plans.held(w, chip, arrays) if arrays else plans.split(w, chip)
+    if plan is None:
+        return None
+    kernel = _kernel(name, dtype.name, plan.wide.vector, plan.wide.rows, plan.threads, plan.cluster)
+    shared = 0 if name.startswith("pass") else plan.shared
+    if shared > device.SHARED:
+        device.allow_shared(kernel, number, chip.shared)
+    return Launch(kernel, plan, (plan.blocks,), (plan.threads,), shared, plans.layout(plan))
 
 
 def _kernel(name: str, dtype: str, vector: int, rows: bool, threads: int, cluster: int) -> Any:
@@ -125,27 +169,18 @@ def _kernel(name: str, dtype: str, vector: int, rows: bool, threads: int, cluste
     return device.raw(name, (("T", dtype),), **compiled_in)
 
 
-def _launch(name: str, plan: Plan, x: Dense, arrays: tuple[Native, ...], options: np.ndarray[Any, Any]) -> None:
-    w = plan.wide
-    kernel = _kernel(name, x.flat.dtype.name, w.vector, w.rows, plan.threads, plan.cluster)
-    shared = 0 if name.startswith("pass") else plan.shared
-    if shared > device.SHARED:
-        device.allow_shared(kernel, x.flat.device.id, chip(x).shared)
-    kernel((plan.blocks,), (plan.threads,), (*arrays, plans.layout(plan), options), shared_mem=shared)
-
-
-def _options(count: int, affine: Affine, given: bool = False) -> np.ndarray[Any, Any]:
+def _options(count: int, affine: Affine, m: Moments | None = None, given: bool = False) -> Any:
     gamma, beta, eps, relu = affine
-    return plans.options(count, eps, gamma is not None, beta is not None, relu, given)
+    return plans.options(count, eps, gamma is not None, beta is not None, relu, given, not isinstance(m, Given))
 
 
 def _moments(x: Dense) -> Moments:
-    return Moments(*device.cupy.empty((3, x.channels), dtype=device.cupy.float32))
+    empty = device.cupy.empty
+    return Moments(empty(x.channels, FLOAT32), empty(x.channels, FLOAT32), empty(x.channels, FLOAT32))
 
 
 def _pair(x: Dense) -> tuple[Native, Native]:
-    sum_dy, sum_dy_xhat = device.cupy.empty((2, x.channels), dtype=device.cupy.float32)
-    return sum_dy, sum_dy_xhat
+    return device.cupy.empty(x.channels, FLOAT32), device.cupy.empty(x.channels, FLOAT32)
 
 
 def _tickets(plan: Plan) -> Native:
@@ -154,11 +189,17 @@ def _tickets(plan: Plan) -> Native:
 
 
 def _channel(m: Moments, affine: Affine) -> tuple[Native, ...]:
-    """Statistics and parameters in float32; one that is None is marked in the options, and any array takes its place."""
-    return tuple(_vector(m.var if v is None else v) for v in (*m, affine.gamma, affine.beta))
+    """Statistics and parameters in float32."""
+    return (*map(_vector, m), *_parameters(affine, m.var))
+
+
+def _parameters(affine: Affine, other: Native) -> tuple[Native, Native]:
+    """gamma and beta in float32; one that is None is marked in the options, and any other array takes its place."""
+    gamma, beta = affine.gamma, affine.beta
+    return other if gamma is None else _vector(gamma), other if beta is None else _vector(beta)
 
 
 def _vector(v: Native) -> Native:
-    if v.flags.c_contiguous and v.dtype.name == "float32":
+    if v.dtype == FLOAT32 and v.flags.c_contiguous:
         return v
     return v.astype(device.cupy.float32, order="C")
