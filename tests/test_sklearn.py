@@ -158,6 +158,20 @@ def test_training_is_scikit_learn_s(kind, settings):
         np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=0.02)
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"norm_position": "post"}, {"norm": None, "standardize": True}, {"dropout": 0.2}]
+)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_coefficients_are_the_network_as_scikit_learn_writes_it(kind, settings):
+    name = "MLPRegressor" if "value" in kind else "MLPClassifier"
+    how = {"hidden_layer_sizes": (7, 5), "activation": "tanh", "random_state": 0, "max_iter": 3}
+    ours = getattr(bn.sklearn, name)(**how, **settings).fit(ROWS, TARGETS[kind])
+    theirs = getattr(neural_network, name)(**how).fit(ROWS, TARGETS[kind])
+    theirs.coefs_, theirs.intercepts_ = ours.coefs_, ours.intercepts_
+    method = "predict" if "value" in kind else "predict_proba"
+    np.testing.assert_allclose(getattr(theirs, method)(ROWS), getattr(ours, method)(ROWS), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp` and `iprint`:DeprecationWarning")  # scikit-learn 1.7's
 @pytest.mark.parametrize("kind", [kind for kind in TARGETS if kind != "two values"])
 def test_lbfgs_finds_the_loss_that_scikit_learn_s_finds(kind):
