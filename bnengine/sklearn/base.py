@@ -17,16 +17,17 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .. import backends, trees
 from .._typing import Array, BackendName, DTypeName, NormPosition
-from ..arguments import instance, number, one_of, shown
+from ..arguments import instance, number, one_of
 from ..backends import Backend, as_numpy
+from ..exchange.folding import fold
 from ..fully_connected import mlp
 from ..functional import ACTIVATIONS
 from ..functional.activations import ActivationName
-from ..kernels import library
 from ..training.evaluation import _outputs as outputs_of
 from ..training.fitted import Fitted
 from ..training.running_statistics import recalibrate
 from .descent import Descent, Rows
+from .inputs import device_words, library_of, on_host, whole, wide
 from .objectives import Objective
 from .solvers import SOLVERS, minimized
 
@@ -362,42 +363,27 @@ class MultilayerPerceptron(BaseEstimator):
 
     @property
     def coefs_(self) -> list[Any]:
-        """The weights of each Linear layer, (inputs, outputs)."""
-        return [leaf for name, leaf in self._leaves() if name.endswith("weight")]
+        """The weights of each Linear layer, (inputs, outputs), with the normalisations beside it folded in."""
+        return [leaf for name, leaf in self._folded() if name.endswith("weight")]
 
     @property
     def intercepts_(self) -> list[Any]:
-        """The biases of each Linear layer."""
-        return [leaf for name, leaf in self._leaves() if name.endswith("bias")]
+        """The biases that go with them."""
+        return [leaf for name, leaf in self._folded() if name.endswith("bias")]
 
-    def _leaves(self) -> Any:
+    def _folded(self) -> list[tuple[str, Any]]:
+        """Weights and biases by name; folded on the host in float64, and rounded once."""
         if not self.__sklearn_is_fitted__():
             raise AttributeError("coefs_, intercepts_: expected a fitted network; call fit first")
         if len(self.members_) > 1:
             raise AttributeError(f"coefs_, intercepts_: expected n_ens=1, got {len(self.members_)}; see members_")
-        return trees.flatten(self.members_[0].params).items()
-
-
-def whole(name: str, value: Any, least: int, or_else: str = "") -> None:
-    """Refuse what is no whole number of Python's or NumPy's of at least that size."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < least:
-        raise ValueError(f"{name}: expected {or_else}an int of at least {least}, got {shown(value)}")
-
-
-def on_host(a: Any) -> np.ndarray[Any, Any]:
-    """Any array as NumPy's; a sparse one filled."""
-    return as_numpy(a.toarray() if hasattr(a, "toarray") else a)
-
-
-def library_of(X: Any) -> str:
-    """The name of its backend: of sparse rows NumPy's, which they become."""
-    name = library(type(X)).replace("_", "-")
-    return "numpy" if name == "scipy" else name
-
-
-def device_words(X: Any) -> str | None:
-    """The device of an array, as `backend` takes it; None: its library's default."""
-    name = library_of(X)
-    if name == "array-api-strict":
-        return str(X.device).partition("'")[2].rstrip("')")
-    return str(X.device) if name == "torch" else f"cuda:{X.device.id}" if name == "cupy" else None
+        member = self.members_[0]
+        if self.norm is None and not self._standardized():
+            return list(trees.flatten(member.params).items())
+        params, state = (trees.map_leaves(wide, tree) for tree in (member.params, member.state))
+        _, params, _ = fold(self.network_, params, state)
+        leaves = trees.flatten(params)
+        mean, std = np.transpose(getattr(self, "_scale", [(0.0, 1.0)]))
+        *_, weight, bias = leaves
+        leaves |= {weight: leaves[weight] * std, bias: leaves[bias] * std + mean}
+        return [(name, self._backend.asarray(leaf)) for name, leaf in leaves.items()]

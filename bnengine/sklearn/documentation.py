@@ -88,8 +88,8 @@ ATTRIBUTES = """\
     best_validation_score_ : float or None
         With early_stopping.
     coefs_, intercepts_ : list of array
-        Weights (inputs, outputs) and biases of the Linear layers, of n_ens=1. One with a normalisation behind it has no
-        bias.
+        Weights (inputs, outputs) and biases of the Linear layers, of n_ens=1, with normalisation and scales folded in:
+        the network as scikit-learn writes it. What `bnengine.fold` cannot fold away, as in a Residual, is not in them.
     n_iter_, t_ : int
         Epochs of the last fit, and rows seen so far.
     n_layers_, n_outputs_ : int
