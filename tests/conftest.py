@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import libraries
 import numpy as np
 import pytest
@@ -20,6 +23,18 @@ def _own_directory(tmp_path, monkeypatch):
     """No test writes into the directory that the suite is run from."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("BNENGINE_BACKEND", raising=False)
+
+
+@pytest.fixture
+def usual_signals() -> Iterator[None]:
+    """Signals that programs started here do not find ignored, as a shell's & and nohup leave them."""
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+    if hasattr(signal, "SIGHUP"):
+        usual[signal.SIGHUP] = signal.SIG_DFL
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

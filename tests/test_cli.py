@@ -696,6 +696,7 @@ def test_a_closed_pipe_ends_quietly_but_not_as_done(digits_run):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs a terminal that can be closed")
+@pytest.mark.usefixtures("usual_signals")
 def test_a_terminal_that_closes_ends_a_run_as_its_signal():
     words = ["train", "--epochs", "100000", "--hidden", "8", "--schedule", "constant", "--out", "run"]
     own = "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0)"  # the process's own, which hangs up on it

@@ -59,7 +59,7 @@ REFUSED = [
     ("precise_bn = 1", "precise_bn: expected bool, got 1"),
     ("hidden = ['a']", r"hidden: expected sizes such as 256,128, got \['a'\]"),
     ("hidden = [4, -1]", "hidden: expected positive sizes, got 4,-1"),
-    ("norm = 'layer'", "norm: expected batch, none, got 'layer'"),
+    ("norm = 'layer'", "norm: expected batch, dyt, none, got 'layer'"),
     ("optimizer = 'sophia'", "optimizer: expected sgd, momentum, nesterov, rmsprop, adam, adamw, nadam, lion, got"),
     ("epochs = 0", "epochs: expected at least 1, got 0"),
     ("batch_size = 1", "batch_size: expected at least 2 rows to take batch statistics of, got 1"),
@@ -89,7 +89,7 @@ WRONG_ALONE = [
     ("epochs = 2.5", {"epochs": 3}, "run.toml: epochs: expected int, got 2.5"),
     ("batch_size = 0", {"batch_size": 8}, "run.toml: batch_size: expected at least 1, got 0"),
     ("hidden = [4, -1]", {"hidden": "4"}, "run.toml: hidden: expected positive sizes, got 4,-1"),
-    ("norm = 'layer'", {"norm": "batch"}, "run.toml: norm: expected batch, none, got 'layer'"),
+    ("norm = 'layer'", {"norm": "batch"}, "run.toml: norm: expected batch, dyt, none, got 'layer'"),
 ]
 
 

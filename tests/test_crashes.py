@@ -37,6 +37,7 @@ def test_killed_inside_writes_and_between_them(whole, monkeypatch):
     assert crashes.differences("cut", "whole") == []
 
 
+@pytest.mark.usefixtures("usual_signals")
 def test_signals_leave_a_checkpoint_of_the_step(whole, monkeypatch):
     monkeypatch.chdir(whole)
     options = [*SHORT[:-4], "--epochs", "6", "--early-stopping", "6"]
