@@ -676,7 +676,7 @@ def test_many_threads_at_once(fast):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning", "ignore:.*fork.*:RuntimeWarning")
 def test_after_a_fork(fast):
     x = np.random.default_rng(0).standard_normal((900, 1000)).astype(np.float32)
     want = fast.forward(x, Affine(None, None, EPS, True), 1)[0]

@@ -444,7 +444,10 @@ REFUSED = [
     ({"train": (*ROWS, ROWS[1])}, r"train: expected a pair \(x, targets\), got"),
     ({"train": (ROWS[0], ROWS[0]), "loss": "mse"}, r"train: expected targets of shape \(4, 2\), got \(4, 3\)"),
     ({"train": ROWS, "epochs": 0}, "epochs: expected an int of at least 1, got 0"),
-    ({"train": ROWS, "loss": "hinge"}, "loss: expected 'cross_entropy', 'binary_cross_entropy' or 'mse', got 'hinge'"),
+    (
+        {"train": ROWS, "loss": "hinge"},
+        "loss: expected 'cross_entropy', 'binary_cross_entropy', 'mse', .* or 'poisson', got 'hinge'",
+    ),
     ({"train": ROWS, "batch_size": 8.0}, "batch_size: expected an int of at least 1, got 8.0"),
     ({"train": ROWS, "validation": ROWS, "early_stopping": 0}, "early_stopping: expected an int of at least 1, got 0"),
     ({"train": ROWS, "validation": (ROWS[0][:0], ROWS[1][:0])}, "validation: expected at least 1 row, got none"),

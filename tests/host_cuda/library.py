@@ -12,6 +12,7 @@ from typing import Any
 
 import array_api_compat.numpy
 import numpy as np
+from array_api_compat.common import _helpers as helpers
 
 from . import memory, stand_in
 
@@ -44,6 +45,12 @@ def install() -> None:
     namespace.__array_namespace_info__ = _Info  # type: ignore[method-assign]
     stand_in.__getattr__ = namespace.__getattr__  # what the kernels do not need, programs on CuPy arrays may
     sys.modules["array_api_compat.cupy"] = namespace
+    found = helpers._cls_to_namespace  # to which the stand-in's arrays are NumPy's, whose class they derive from
+
+    def namespace_of(kind: type, *how: Any) -> Any:
+        return (namespace, None) if issubclass(kind, memory.ndarray) else found(kind, *how)
+
+    helpers._cls_to_namespace = namespace_of
 
 
 def _there(found: Any) -> Any:
