@@ -167,7 +167,7 @@ def mean_squared_error(predictions: Array, targets: Array, /, weights: Array | N
 
 
 def absolute_error(predictions: Array, targets: Array, /, weights: Array | None = None) -> tuple[Array, Array]:
-    r"""Mean of |prediction - target| over all elements, and its gradient by the predictions: sign / size, 0 at 0.
+    r"""Mean of abs(prediction - target) over all elements, and its gradient by the predictions: sign / size, 0 at 0.
 
     Its minimum is the median. Arguments, results and what is raised as in `mean_squared_error`.
 

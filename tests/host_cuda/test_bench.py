@@ -159,6 +159,7 @@ def test_a_contender_has_so_much_time(events: Any, monkeypatch: pytest.MonkeyPat
 
 
 def test_shapes_that_decide_come_first() -> None:
+    pytest.importorskip("cupy")
     from bnengine.bench.gpu.normalization import FIRST, FIXED
 
     names = [shape.name for shape in FIXED]
