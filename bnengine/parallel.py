@@ -385,8 +385,7 @@ def _over(stream: Any) -> bool:
     """Whether a stream of CuPy is done. Its own `done` says no for ever after an error of CUDA, whoever made it."""
     from cupy.cuda import runtime
 
-    status = runtime.streamQuery(stream.ptr)
-    if status not in (0, NOT_READY):
+    if (status := runtime.streamQuery(stream.ptr)) not in (0, NOT_READY):
         raise runtime.CUDARuntimeError(status)
     return bool(status == 0)
 
