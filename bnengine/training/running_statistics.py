@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from .. import data, trees
 from .._typing import Array, BackendName, Estimator, Tree
-from ..arguments import instance, number, one_of
+from ..arguments import instance, integer, number, one_of
 from ..backends import Backend, as_backend, as_numpy
 from ..context import Context
 from ..functional import RunningStats
@@ -164,6 +164,7 @@ class _Rows:
         weights: Any,
     ) -> None:
         self.backend, self.ranks = as_backend(backend), communicator or Alone()
+        integer("batch_size", batch_size, 1)
         x = checked_inputs("x", x, net)
         trees.check("state", state, net.shapes.state)
         self.params, self.state = params, state
