@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, cast
 
 from array_api_compat import array_namespace, device
 
 from .._typing import Array
 from ..arguments import number, one_of
 from ..kernels import reference, select
+from ..recording import again
 from . import checks
 from .moments import numbers, total_weight
 
@@ -284,6 +285,15 @@ def loss_function(loss: LossName | Loss) -> Loss:
     return LOSSES[loss]
 
 
+def of_ones_own(loss: Loss, *given: Array) -> tuple[Array, Array]:
+    """A loss of the user's at outputs, targets and, where there are any, weights; told through `again`."""
+    try:
+        return cast("tuple[Array, Array]", again(loss, *given))
+    except TypeError as error:
+        called = "loss(outputs, targets, weights)" if len(given) > 2 else "loss(outputs, targets)"
+        raise TypeError(f"loss: called as {called}, it failed: {error}") from error
+
+
 def loss_sum(
     loss: LossName | Loss, output: Array, targets: Array, weights: Array | None = None
 ) -> tuple[Array, Array, Any]:
@@ -295,8 +305,8 @@ def loss_sum(
     total = rows if weights is None or not rows else total_weight(row_weights(weights, output, part=True))
     if isinstance(total, int | float) and not total:
         return xp.zeros((), dtype=output.dtype, device=device(output)), xp.zeros_like(output), 0
-    given = () if weights is None else (weights,)
-    value, doutput = loss_function(loss)(output, targets, *given)
+    given = (output, targets) if weights is None else (output, targets, weights)
+    value, doutput = of_ones_own(loss, *given) if callable(loss) else loss_function(loss)(*given)
     if isinstance(total, int | float):
         return value * total, doutput * total, total
     some = total > 0  # on a device: the mean of nothing is NaN there

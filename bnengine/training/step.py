@@ -14,10 +14,10 @@ from ..arguments import instance, shown
 from ..backends import Backend
 from ..context import Context, Draws
 from ..functional import Loss, loss_function, loss_sum
-from ..functional.losses import LossName
+from ..functional.losses import LossName, of_ones_own
 from ..networks import Sequential
 from ..optimizers import Optimizer, OptimizerLike
-from ..recording import again, made
+from ..recording import made
 
 
 def train_step(
@@ -140,15 +140,11 @@ def _mean_over_ranks(grads: Tree, value: Array, weight: Any, all_reduce: AllRedu
 
 
 def _loss(loss: LossName | Loss, output: Array, targets: Array, weights: Array | None) -> tuple[Array, Array]:
-    given = () if weights is None else (weights,)
+    given = (output, targets) if weights is None else (output, targets, weights)
     if callable(loss):
-        try:
-            return again(loss, output, targets, *given)
-        except TypeError as error:
-            called = "loss(outputs, targets, weights)" if given else "loss(outputs, targets)"
-            raise TypeError(f"loss: called as {called}, it failed: {error}") from error
+        return of_ones_own(loss, *given)
     try:
-        return made(loss_function(loss), output, targets, *given)
+        return made(loss_function(loss), *given)
     except (TypeError, ValueError) as error:
         if "weights:" in str(error):
             raise
