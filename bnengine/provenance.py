@@ -149,7 +149,7 @@ def ask_gpu(*names: str) -> dict[str, str]:
 
 def commit() -> str | None:
     """The commit of the checkout that is measured, with + where files differ from it; None elsewhere."""
-    here = Path(__file__).parents[1]
+    here = Path(__file__).parent
     try:
         root = _git(here, "rev-parse", "--show-toplevel")
         _git(here, "ls-files", "--error-unmatch", "__init__.py")  # not merely installed inside somebody's checkout

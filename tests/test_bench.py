@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -431,3 +432,11 @@ def test_the_largest_error_is_of_any_result_and_refuses_another_shape():
     assert np.isnan(normalization.largest_error(right, (np.array([np.nan, -4.0]), np.array([[10.0]]))))
     with pytest.raises(ValueError, match=r"expected a result of shape \(2,\), got \(1, 2\)"):
         normalization.largest_error(right, (np.array([[1.0, -4.0]]),))
+
+
+def test_a_record_knows_the_commit_of_its_checkout():
+    git = ["git", "-C", str(Path(__file__).parents[1])]
+    found = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip("not in a checkout")
+    assert provenance.commit().removesuffix("+") == found.stdout.strip()

@@ -16,7 +16,7 @@ Bar = tuple[str, Speed, dict[str, float]]
 Drawer = Callable[[Any], object]
 """Draws on a part of matplotlib's figure."""
 
-MARKERS = {"jax.jit": "o", "NumPy": "D"}
+MARKERS = {"jax.jit": (ORANGE, "o"), "NumPy": (ORANGE, "D"), "bnengine compiled": (BLUE, "*")}
 """Contenders beside the bars."""
 
 BASES = ("PyTorch", "NumPy", "jax.jit", "scikit-learn", "bnengine without Numba", "bnengine reference")
@@ -135,10 +135,10 @@ def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str) -> None:
     ours = [speed["median"] for _, speed, _ in bars]
     reach = [[v["median"] - v["p20"] for _, v, _ in bars], [v["p80"] - v["median"] for _, v, _ in bars]]
     axes.barh(places, ours, xerr=reach, color=BLUE, ecolor=GREY, label="bnengine", height=0.7)
-    for family, marker in MARKERS.items():
+    for family, (colour, marker) in MARKERS.items():
         points = [(bar[2][family], place) for place, bar in zip(places, bars, strict=True) if family in bar[2]]
         if points:
-            axes.scatter(*zip(*points, strict=True), marker=marker, color=ORANGE, s=16, zorder=3, label=family)
+            axes.scatter(*zip(*points, strict=True), marker=marker, color=colour, s=24, zorder=3, label=family)
     for place, (_, speed, others) in zip(places, bars, strict=True):
         end = max(speed["p80"], *others.values(), 1)  # past every mark
         axes.annotate(f"{speed['median']:.1f}", (end, place), (6, 0), textcoords="offset points", va="center")
