@@ -16,8 +16,8 @@ Bar = tuple[str, Speed, dict[str, float]]
 Drawer = Callable[[Any], object]
 """Draws on a part of matplotlib's figure."""
 
-MARKERS = {"jax.jit": (ORANGE, "o"), "NumPy": (ORANGE, "D"), "bnengine compiled": (BLUE, "*")}
-"""Contenders beside the bars."""
+MARKERS = {"jax.jit": (ORANGE, "o"), "NumPy": (ORANGE, "D"), "bnengine": ("black", "*")}
+"""Contenders beside the bars; bnengine's ordinary step where the bars are of the compiled one."""
 
 BASES = ("PyTorch", "NumPy", "jax.jit", "scikit-learn", "bnengine without Numba", "bnengine reference")
 """Whose speed is 1 in a plot of speeds: the first of these that was measured."""
@@ -65,7 +65,8 @@ def _speed_panel(rows: list[Row], title: str) -> list[tuple[float, Drawer]]:
     bars = [] if base is None else _speed_bars(rows, base)
     if not bars:
         return []
-    return [(1.1 + 0.3 * len(bars), lambda part: _draw_bars(part.subplots(), bars, title, str(base)))]
+    label = "bnengine compiled" if any("bnengine" in others for _, _, others in bars) else "bnengine"
+    return [(1.1 + 0.3 * len(bars), lambda part: _draw_bars(part.subplots(), bars, title, str(base), label))]
 
 
 FAMILIES = {
@@ -123,18 +124,18 @@ def _speed_bars(rows: list[Row], base: str) -> list[Bar]:
     bars = []
     for case in dict.fromkeys(row["case"] for row in rows):
         by_family = {row["family"]: row["speed_over"].get(base) for row in fastest_last if row["case"] == case}
-        ours = by_family.pop("bnengine", None)
+        ours = by_family.pop("bnengine compiled", None) or by_family.pop("bnengine", None)
         if ours is not None:
             others = {name: over["median"] for name in MARKERS if name != base and (over := by_family.get(name))}
             bars.append((case, ours, others))
     return bars
 
 
-def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str) -> None:
+def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str, label: str) -> None:
     places = range(len(bars))
     ours = [speed["median"] for _, speed, _ in bars]
     reach = [[v["median"] - v["p20"] for _, v, _ in bars], [v["p80"] - v["median"] for _, v, _ in bars]]
-    axes.barh(places, ours, xerr=reach, color=BLUE, ecolor=GREY, label="bnengine", height=0.7)
+    axes.barh(places, ours, xerr=reach, color=BLUE, ecolor=GREY, label=label, height=0.7)
     for family, (colour, marker) in MARKERS.items():
         points = [(bar[2][family], place) for place, bar in zip(places, bars, strict=True) if family in bar[2]]
         if points:
@@ -142,6 +143,7 @@ def _draw_bars(axes: Any, bars: list[Bar], title: str, base: str) -> None:
     for place, (_, speed, others) in zip(places, bars, strict=True):
         end = max(speed["p80"], *others.values(), 1)  # past every mark
         axes.annotate(f"{speed['median']:.1f}", (end, place), (6, 0), textcoords="offset points", va="center")
+    axes.margins(x=0.1)
     axes.axvline(1, color="black", linewidth=1.2)
     above = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "ha": "center"}
     axes.annotate(base, (1, 1), (0, 2), **above)
